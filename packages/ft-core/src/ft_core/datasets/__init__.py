@@ -1,0 +1,6 @@
+"""Datasets on disk: pydantic models that check themselves and say what is wrong, and where."""
+
+from ft_core.datasets.base import FinetuneDataset
+from ft_core.datasets.embedding_qa import EmbeddingQAFinetuneDataset
+
+__all__ = ["EmbeddingQAFinetuneDataset", "FinetuneDataset"]

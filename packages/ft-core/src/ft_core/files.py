@@ -1,0 +1,236 @@
+"""Files that are whole or absent: atomic writes, strict JSON, append-only journals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from ft_core.errors import ArtifactError, DatasetError
+
+try:  # POSIX only: without it, appends rely on O_APPEND alone
+    import fcntl
+except ImportError:  # pragma: no cover
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextmanager
+def atomic_write(path: Path | str) -> Iterator[IO[str]]:
+    """Open a UTF-8 text file that replaces `path` only when the block ends without an error.
+
+    Readers see the old content or the new, never a part. On an error, a full disk
+    included, the old file is untouched and the partial one is gone.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, name)
+        else:
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(name, 0o666 & ~umask)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_folder(path: Path | str) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `path` when the block ends without an error.
+
+    On an error the folder that was at `path` is untouched. Whether it may be replaced at
+    all is for the caller to decide (see `ft_core.artifacts`).
+    """
+    path = Path(path)
+    restore_folder(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
+    try:
+        yield partial
+        os.chmod(partial, 0o755)
+        if path.exists():
+            # A directory cannot be replaced in one call; `restore_folder` mends a kill here.
+            replaced = _replaced(path)
+            os.rename(path, replaced)
+            os.rename(partial, path)
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            os.rename(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        restore_folder(path)
+        raise
+
+
+def restore_folder(path: Path | str) -> None:
+    """Put back the folder that a process killed inside `atomic_folder` had moved aside."""
+    path = Path(path)
+    replaced = _replaced(path)
+    if not replaced.exists():
+        return
+    if path.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+    else:
+        os.rename(replaced, path)
+
+
+def _replaced(path: Path) -> Path:
+    return path.with_name(f".{path.name}.replaced")
+
+
+def read_json(path: Path | str) -> Any:
+    """Parse a JSON file; an object that has a key twice is an error, not a silent overwrite.
+
+    Raises:
+        DatasetError: the file is missing, not UTF-8, not JSON, or has a duplicate key.
+    """
+    return parse_json(read_text(path), source=path)
+
+
+def read_text(path: Path | str) -> str:
+    """Read a UTF-8 file (with or without a byte order mark).
+
+    Raises:
+        DatasetError: the file is missing, a folder, or not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DatasetError("no such file", source=path) from None
+    except IsADirectoryError:
+        raise DatasetError("is a folder, not a file", source=path) from None
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"byte {error.start} is not UTF-8; save the file as UTF-8", source=path
+        ) from None
+
+
+def parse_json(text: str, *, source: Path | str | None = None, line: int = 1) -> Any:
+    """Parse JSON text that starts at `line` of `source`; see `read_json`."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise DatasetError(f"the key {twice!r} stands twice in one object", source=source)
+        return result
+
+    if not text.strip():
+        raise DatasetError("is empty", source=source)
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        whole = error.pos < len(text.rstrip())
+        what = error.msg if whole else "ends in the middle (truncated?)"
+        raise DatasetError(
+            f"not JSON: {what}",
+            source=source,
+            place=f"line {line + error.lineno - 1}, column {error.colno}",
+        ) from None
+
+
+def read_jsonl(path: Path | str) -> Iterator[tuple[int, Any]]:
+    """Yield (line number from 1, value) for each line of a JSON Lines file; blank lines pass.
+
+    Raises:
+        DatasetError: names the first line that is not JSON.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            yield number, parse_json(line, source=path, line=number)
+
+
+def content_hash(value: Any) -> str:
+    """Return the SHA-256, in hex, of a JSON-serialisable value in canonical form."""
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class Journal:
+    """An append-only JSON Lines file that survives `kill -9` and many writers.
+
+    Each record is one line, written by one `write` under a lock between processes, so that
+    a crash loses at most the line being written; `records` skips such a torn last line, and
+    the next append starts on a line of its own.
+
+    Args:
+        path: the file; it and its folder are made at the first append.
+        durable: `fsync` after every record. Off, a record survives the process but
+            perhaps not a power cut.
+    """
+
+    def __init__(self, path: Path | str, *, durable: bool = False) -> None:
+        self.path = Path(path)
+        self._durable = durable
+        self._lock = threading.Lock()
+
+    def append(self, record: Any) -> None:
+        """Write one JSON-serialisable record; raises `OSError` when the disk refuses."""
+        line = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        with self._lock:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            try:
+                if fcntl is not None:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                start = os.fstat(descriptor).st_size
+                if start and os.pread(descriptor, 1, start - 1) != b"\n":
+                    line = b"\n" + line
+                try:
+                    _write_all(descriptor, line)
+                except OSError:
+                    # A full disk took a part of the line: leave none of it.
+                    os.ftruncate(descriptor, start)
+                    raise
+                if self._durable:
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def records(self) -> Iterator[Any]:
+        """Yield the records in order; none when the file does not exist yet.
+
+        A line cut short by a crash (no line break of its own, or followed by one that an
+        append added) is passed over.
+
+        Raises:
+            ArtifactError: the file holds a complete line that no journal wrote.
+        """
+        if not self.path.exists():
+            return
+        with open(self.path, encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError as error:
+                    if error.pos >= len(line.rstrip("\n")) or "Unterminated" in error.msg:
+                        continue
+                    if not line.endswith("\n"):
+                        continue
+                    raise ArtifactError(
+                        f"{self.path}: line {number} is not a journal record; "
+                        "name another file, or move this one away"
+                    ) from None
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
