@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ft_core.errors import ArtifactError, DatasetError
 from ft_core.files import atomic_folder, read_json, restore_folder
@@ -45,6 +46,16 @@ class Manifest(BaseModel):
     created: str = Field(default_factory=lambda: datetime.now(timezone.utc).isoformat())
     """UTC time of saving, ISO 8601."""
 
+    @field_validator("settings", "metrics", mode="before")
+    @classmethod
+    def _as_json(cls, values: Any) -> Any:
+        # Engines pass paths, enums and NumPy numbers: a save after hours must not trip on them.
+        return json.loads(json.dumps(values, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
 
 def library_versions(distributions: Sequence[str]) -> dict[str, str]:
     """Return the installed version of Python and of each named distribution that is there."""
@@ -66,6 +77,13 @@ def check_output_folder(folder: Path | str, kind: str) -> None:
         ArtifactError: the folder exists, is not empty, and is not one of this kind.
     """
     folder = Path(folder)
+    target = folder.resolve()
+    if target in (Path.cwd(), *Path.cwd().parents):
+        raise ArtifactError(f"{folder}: is or holds the current folder; name one inside of it")
+    # The folder is made beside its place and then moved there.
+    parent = next(parent for parent in target.parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ArtifactError(f"{folder}: cannot be made, since {parent} is not a writable folder")
     restore_folder(folder)
     if not folder.exists():
         return
@@ -113,8 +131,14 @@ def read_manifest(folder: Path | str, kind: str) -> Manifest:
         raise ArtifactError(f"{folder}: has no {MANIFEST}; this is not a folder that a pack saved")
     try:
         manifest = Manifest.model_validate(read_json(path))
-    except (DatasetError, ValidationError) as error:
-        raise ArtifactError(f"{path}: damaged or from a newer release: {error}") from None
+    except DatasetError as error:
+        raise ArtifactError(f"{error}; the folder is damaged, train or copy it again") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ArtifactError(
+            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; the folder is damaged, "
+            "or from a newer release"
+        ) from None
     if manifest.format > 1:
         raise ArtifactError(f"{path}: format {manifest.format} is newer than this release reads")
     if manifest.kind != kind:

@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +21,10 @@ except ImportError:  # pragma: no cover
     fcntl = None  # type: ignore[assignment]
 
 
+_APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+_RECORD_STARTS = ("{", "[", '"')
+
+
 @contextmanager
 def atomic_write(path: Path | str) -> Iterator[IO[str]]:
     """Open a UTF-8 text file that replaces `path` only when the block ends without an error.
@@ -28,23 +32,19 @@ def atomic_write(path: Path | str) -> Iterator[IO[str]]:
     Readers see the old content or the new, never a part. On an error, a full disk
     included, the old file is untouched and the partial one is gone.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # of a symbolic link, the file that it names is replaced
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with open(partial, "x", encoding="utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
-            shutil.copymode(path, name)
-        else:
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
+            shutil.copymode(path, partial)
+        os.replace(partial, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 
@@ -55,19 +55,19 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     On an error the folder that was at `path` is untouched. Whether it may be replaced at
     all is for the caller to decide (see `ft_core.artifacts`).
     """
-    path = Path(path)
+    path = Path(path).resolve()  # of a symbolic link, the folder that it names is replaced
     restore_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    partial.mkdir()
     try:
         yield partial
-        os.chmod(partial, 0o755)
         if path.exists():
             # A directory cannot be replaced in one call; `restore_folder` mends a kill here.
             replaced = _replaced(path)
             os.rename(path, replaced)
             os.rename(partial, path)
-            shutil.rmtree(replaced, ignore_errors=True)
+            _discard(replaced)
         else:
             os.rename(partial, path)
     except BaseException:
@@ -78,18 +78,25 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
 
 def restore_folder(path: Path | str) -> None:
     """Put back the folder that a process killed inside `atomic_folder` had moved aside."""
-    path = Path(path)
+    path = Path(path).resolve()
     replaced = _replaced(path)
     if not replaced.exists():
         return
     if path.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
+        _discard(replaced)
     else:
         os.rename(replaced, path)
 
 
 def _replaced(path: Path) -> Path:
-    return path.with_name(f".{path.name}.replaced")
+    return path.parent / f".{path.name}.replaced"
+
+
+def _discard(replaced: Path) -> None:
+    # Renamed first: what a kill leaves half deleted must never be put back.
+    doomed = replaced.with_name(f"{replaced.name}.{uuid.uuid4().hex}.partial")
+    os.rename(replaced, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def read_json(path: Path | str) -> Any:
@@ -105,7 +112,7 @@ def read_text(path: Path | str) -> str:
     """Read a UTF-8 file (with or without a byte order mark).
 
     Raises:
-        DatasetError: the file is missing, a folder, or not UTF-8.
+        DatasetError: the file is missing, a folder, unreadable, or not UTF-8.
     """
     try:
         return Path(path).read_text(encoding="utf-8-sig")
@@ -117,6 +124,8 @@ def read_text(path: Path | str) -> str:
         raise DatasetError(
             f"byte {error.start} is not UTF-8; save the file as UTF-8", source=path
         ) from None
+    except OSError as error:
+        raise DatasetError(f"cannot be read: {error.strerror}", source=path) from None
 
 
 def parse_json(text: str, *, source: Path | str | None = None, line: int = 1) -> Any:
@@ -135,13 +144,16 @@ def parse_json(text: str, *, source: Path | str | None = None, line: int = 1) ->
     try:
         return json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
-        whole = error.pos < len(text.rstrip())
-        what = error.msg if whole else "ends in the middle (truncated?)"
+        # A string that never ends is reported where it begins.
+        truncated = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
+        what = "ends in the middle (truncated?)" if truncated else error.msg
         raise DatasetError(
             f"not JSON: {what}",
             source=source,
             place=f"line {line + error.lineno - 1}, column {error.colno}",
         ) from None
+    except (RecursionError, ValueError) as error:  # nested too deeply; a number too long
+        raise DatasetError(f"not usable JSON: {error}", source=source) from None
 
 
 def read_jsonl(path: Path | str) -> Iterator[tuple[int, Any]]:
@@ -152,7 +164,12 @@ def read_jsonl(path: Path | str) -> Iterator[tuple[int, Any]]:
     """
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
-            yield number, parse_json(line, source=path, line=number)
+            try:
+                value = parse_json(line, source=path, line=number)
+            except DatasetError as error:
+                place = error.place or f"line {number}"
+                raise DatasetError(error.reason, source=path, place=place) from None
+            yield number, value
 
 
 def content_hash(value: Any) -> str:
@@ -181,16 +198,18 @@ class Journal:
 
     def append(self, record: Any) -> None:
         """Write one JSON-serialisable record; raises `OSError` when the disk refuses."""
-        line = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        line = _encoded(record) + b"\n"
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            descriptor = os.open(self.path, _APPEND, 0o666)
             try:
                 if fcntl is not None:
                     fcntl.flock(descriptor, fcntl.LOCK_EX)
                 start = os.fstat(descriptor).st_size
-                if start and os.pread(descriptor, 1, start - 1) != b"\n":
-                    line = b"\n" + line
+                if start:
+                    os.lseek(descriptor, start - 1, os.SEEK_SET)
+                    if os.read(descriptor, 1) != b"\n":
+                        line = b"\n" + line
                 try:
                     _write_all(descriptor, line)
                 except OSError:
@@ -205,11 +224,11 @@ class Journal:
     def records(self) -> Iterator[Any]:
         """Yield the records in order; none when the file does not exist yet.
 
-        A line cut short by a crash (no line break of its own, or followed by one that an
-        append added) is passed over.
+        A line that begins as a record and does not go on as one was cut short by a crash,
+        and is passed over.
 
         Raises:
-            ArtifactError: the file holds a complete line that no journal wrote.
+            ArtifactError: the file holds a line that no journal wrote.
         """
         if not self.path.exists():
             return
@@ -218,16 +237,22 @@ class Journal:
                 if not line.strip():
                     continue
                 try:
-                    yield json.loads(line)
-                except json.JSONDecodeError as error:
-                    if error.pos >= len(line.rstrip("\n")) or "Unterminated" in error.msg:
-                        continue
-                    if not line.endswith("\n"):
+                    record = json.loads(line)
+                except json.JSONDecodeError:
+                    if line.startswith(_RECORD_STARTS):
                         continue
                     raise ArtifactError(
                         f"{self.path}: line {number} is not a journal record; "
                         "name another file, or move this one away"
                     ) from None
+                yield record
+
+
+def _encoded(record: Any) -> bytes:
+    try:
+        return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, as some servers send: escaped
+        return json.dumps(record, separators=(",", ":")).encode()
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

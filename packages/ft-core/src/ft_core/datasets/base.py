@@ -39,7 +39,7 @@ class FinetuneDataset(BaseModel):
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 of the content: equal datasets have equal hashes, whatever their order of keys."""
+        """SHA-256 of the content; the order of keys does not change it."""
         return files.content_hash(self._content())
 
     def stats(self) -> dict[str, Any]:

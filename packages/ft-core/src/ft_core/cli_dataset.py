@@ -1,0 +1,324 @@
+"""`ft dataset`: make and look at datasets."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ft_core.console import JsonOption, note, show
+from ft_core.llms import SPEC_HELP
+
+if TYPE_CHECKING:
+    from llama_index.core.llms import LLM
+    from llama_index.core.schema import TextNode
+
+    from ft_core.datasets import EmbeddingQAFinetuneDataset
+    from ft_core.generation import GenerationResult
+
+dataset_app = typer.Typer(help="Make and look at datasets.", no_args_is_help=True)
+
+SourceArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="SOURCE", help="A JSON file, a BEIR folder, or one that Hugging Face saved."
+    ),
+]
+BeirSplitOption = Annotated[
+    str, typer.Option("--beir-split", help="Which qrels of a BEIR folder to read or write.")
+]
+
+
+class SplitBy(str, Enum):
+    """What `ft dataset split` keeps apart."""
+
+    query = "query"
+    document = "document"
+
+
+class Corpus(str, Enum):
+    """Which documents each part of a split gets."""
+
+    own = "own"
+    all = "all"
+
+
+class FolderFormat(str, Enum):
+    """What `ft dataset convert` writes where the target is no JSON file."""
+
+    beir = "beir"
+    huggingface = "huggingface"
+
+
+@dataset_app.callback()
+def _dataset() -> None:
+    """Make and look at datasets."""
+
+
+@dataset_app.command()
+def generate(
+    folder: Annotated[Path, typer.Argument(help="A folder with .md, .txt and .pdf files.")],
+    llm: Annotated[str, typer.Option(help=f"The model that writes the questions: {SPEC_HELP}.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The dataset's JSON file.")] = Path(
+        "qa_finetune_dataset.json"
+    ),
+    questions: Annotated[int, typer.Option(help="Questions a chunk.")] = 2,
+    chunk_size: Annotated[int, typer.Option(help="Tokens a chunk has at most.")] = 512,
+    chunk_overlap: Annotated[int, typer.Option(help="Tokens that neighbours share.")] = 0,
+    workers: Annotated[int, typer.Option(help="Calls in flight at most.")] = 8,
+    max_retries: Annotated[
+        int, typer.Option(help="Further calls after a rate limit or a server error.")
+    ] = 8,
+    style: Annotated[
+        str,
+        typer.Option(
+            help="How to ask: instruct, small (for models that cannot follow an instruction), "
+            "or auto, which is small for local: models."
+        ),
+    ] = "auto",
+    limit: Annotated[
+        int | None, typer.Option(help="Use only so many chunks, picked at random by --seed.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides what is random.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Write questions about the documents in FOLDER with an LLM.
+
+    Every answer is kept in OUTPUT.journal.jsonl as it arrives: after a kill or an error, the
+    same command goes on where it stopped and pays for nothing twice.
+    """
+    from ft_core.errors import ArgumentError
+    from ft_core.generation import GenerationSettings, runner
+    from ft_core.generation import generate as generate_questions
+    from ft_core.generation.folder import read_folder
+
+    settings = GenerationSettings(
+        num_questions_per_chunk=questions,
+        workers=workers,
+        seed=seed,
+        max_retries=max_retries,
+        style=style,
+    )
+    if limit is not None and limit < 1:
+        raise ArgumentError("--limit", f"must be at least 1, not {limit}")
+    found = read_folder(folder, chunk_size=chunk_size, chunk_overlap=chunk_overlap)
+    for place in found.empty:
+        note(f"Warning: {place} holds no text (a scan?) and is left out")
+    nodes = _pick(found.nodes, limit, seed)
+    note(f"{len(nodes)} chunks of {found.files} files")
+    result = runner.run(generate_questions(nodes, _load(llm, style), output, settings))
+    for node, reason in result.failures.items():
+        note(f"Warning: no question about {node}: {reason}")
+    show(_summary(result, output, found.empty), json=json)
+
+
+@dataset_app.command()
+def stats(
+    source: SourceArgument, beir_split: BeirSplitOption = "test", json: JsonOption = False
+) -> None:
+    """Count queries and documents of SOURCE, and measure their lengths."""
+    show(_read(source, beir_split).stats(), json=json)
+
+
+@dataset_app.command()
+def check(
+    source: SourceArgument,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Similarity from which two texts are near-duplicates. Default: 0.8."),
+    ] = None,
+    beir_split: BeirSplitOption = "test",
+    json: JsonOption = False,
+) -> None:
+    """Check every reference of SOURCE, and list the duplicates.
+
+    Bad content is an error (exit code 1); duplicates are remarks.
+    """
+    from ft_core.datasets import duplicates
+
+    limit = duplicates.DEFAULT_THRESHOLD if threshold is None else threshold
+    dataset = _read(source, beir_split)
+    asked = {document for documents in dataset.relevant_docs.values() for document in documents}
+    found: dict[str, list[str] | list[list[str]]] = {
+        "documents without a query": [key for key in dataset.corpus if key not in asked],
+        "equal queries": duplicates.exact_duplicates(dataset.queries),
+        "near-duplicate queries": duplicates.near_duplicates(dataset.queries, threshold=limit),
+        "equal documents": duplicates.exact_duplicates(dataset.corpus),
+        "near-duplicate documents": duplicates.near_duplicates(dataset.corpus, threshold=limit),
+    }
+    counts = {"queries": len(dataset.queries), "documents": len(dataset.corpus)}
+    lines = [
+        f"{source}: every reference is right",
+        *[f"{name}: {count}" for name, count in counts.items()],
+        *[_counted(name, keys) for name, keys in found.items()],
+    ]
+    show({**counts, **found}, "\n".join(lines), json=json)
+
+
+@dataset_app.command()
+def split(
+    source: SourceArgument,
+    output_dir: Annotated[Path, typer.Option(help="Folder for the parts, NAME.json each.")],
+    by: Annotated[
+        SplitBy,
+        typer.Option(
+            help="query: new questions about the same documents. document: unseen documents."
+        ),
+    ] = SplitBy.document,
+    fractions: Annotated[
+        str, typer.Option(help="Each part's share of the queries.")
+    ] = "train=0.8,validation=0.2",
+    corpus: Annotated[
+        Corpus | None,
+        typer.Option(
+            help="Give each part its own documents or all. Default: all by query, own by document."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same parts.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing parts.")] = False,
+    beir_split: BeirSplitOption = "test",
+    json: JsonOption = False,
+) -> None:
+    """Split SOURCE so that no part holds a near-duplicate of another part's query."""
+    from ft_core.errors import ArgumentError
+    from ft_core.splits import split_by_document, split_by_query
+
+    shares = _fractions(fractions)
+    files = {name: output_dir / f"{name}.json" for name in shares}
+    existing = [str(file) for file in files.values() if file.exists()]
+    if existing and not overwrite:
+        raise ArgumentError(
+            "--output-dir", f"{existing[0]} exists; name another folder or add --overwrite"
+        )
+    function: Callable[..., dict[str, EmbeddingQAFinetuneDataset]] = (
+        split_by_query if by is SplitBy.query else split_by_document
+    )
+    settings = {} if corpus is None else {"corpus": corpus.value}
+    parts = function(_read(source, beir_split), shares, seed=seed, **settings)
+    for name, part in parts.items():
+        part.save(files[name])
+    document = {
+        name: {"file": files[name], "queries": len(part.queries), "documents": len(part.corpus)}
+        for name, part in parts.items()
+    }
+    lines = [
+        f"{row['file']}: {row['queries']} queries, {row['documents']} documents"
+        for row in document.values()
+    ]
+    show(document, "\n".join(lines), json=json)
+
+
+@dataset_app.command()
+def convert(
+    source: SourceArgument,
+    target: Annotated[
+        Path, typer.Argument(metavar="TARGET", help="A file named *.json, or a folder.")
+    ],
+    to: Annotated[
+        FolderFormat, typer.Option(help="What to write where TARGET is a folder.")
+    ] = FolderFormat.beir,
+    beir_split: BeirSplitOption = "test",
+    json: JsonOption = False,
+) -> None:
+    """Convert between JSON, BEIR folders and Hugging Face folders.
+
+    A BEIR folder takes several splits of one corpus, one call each; otherwise TARGET is new.
+    """
+    from ft_core.errors import ArgumentError
+    from ft_core.extras import import_extra
+    from ft_core.files import atomic_folder
+
+    dataset = _read(source, beir_split)
+    form = "json" if target.suffix == ".json" else to.value
+    exists = target.exists() and not (target.is_dir() and not any(target.iterdir()))
+    if exists and (form != "beir" or not (target / "corpus.jsonl").exists()):
+        raise ArgumentError("TARGET", f"{target} exists; name a new file or folder")
+    if form == "json":
+        dataset.save(target)
+    elif form == "beir":
+        dataset.to_beir(target, beir_split)
+    else:
+        tables = dataset.to_huggingface()
+        if not sys.stderr.isatty():
+            import_extra("datasets", "ft-core[hf]").disable_progress_bars()
+        with atomic_folder(target) as partial:
+            tables.save_to_disk(str(partial))
+    document = {
+        "output": target,
+        "format": form,
+        "queries": len(dataset.queries),
+        "documents": len(dataset.corpus),
+    }
+    show(document, json=json)
+
+
+def _read(source: Path, beir_split: str) -> EmbeddingQAFinetuneDataset:
+    from ft_core.datasets import EmbeddingQAFinetuneDataset
+
+    if not source.is_dir():
+        return EmbeddingQAFinetuneDataset.load(source)
+    if (source / "corpus.jsonl").exists():
+        return EmbeddingQAFinetuneDataset.from_beir(source, beir_split)
+    return EmbeddingQAFinetuneDataset.from_huggingface(source)
+
+
+def _fractions(text: str) -> dict[str, float]:
+    """Parse `train=0.8,validation=0.2`; part names become file names."""
+    from ft_core.errors import ArgumentError
+
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, share = (piece.strip() for piece in part.partition("="))
+        try:
+            value = float(share)
+        except ValueError:
+            value = 0.0
+        if not equals or not name or Path(name).name != name or not value > 0:
+            raise ArgumentError(
+                "--fractions", f"{part!r} is not NAME=SHARE; write as in train=0.8,validation=0.2"
+            )
+        if name in shares:
+            raise ArgumentError("--fractions", f"names {name!r} twice")
+        shares[name] = value
+    return shares
+
+
+def _counted(name: str, found: list[str] | list[list[str]]) -> str:
+    """Return one line of a check: how many, and the first few of them."""
+    shown = [key if isinstance(key, str) else " = ".join(key) for key in found[:3]]
+    more = ", ..." if len(found) > len(shown) else ""
+    return f"{name}: {len(found)}" + (f" ({', '.join(shown)}{more})" if found else "")
+
+
+def _pick(nodes: list[TextNode], limit: int | None, seed: int) -> list[TextNode]:
+    if limit is None or limit >= len(nodes):
+        return nodes
+    kept = random.Random(seed).sample(range(len(nodes)), limit)
+    return [nodes[place] for place in sorted(kept)]
+
+
+def _load(spec: str, style: str) -> LLM:
+    from ft_core.llms import load_llm
+
+    if spec.startswith("local:") and style != "instruct":
+        # One question of one line; what a small model writes after it is not read.
+        return load_llm(spec, max_tokens=64, stop=["\n"])
+    return load_llm(spec, max_retries=0)  # generation does its own, and journals between
+
+
+def _summary(result: GenerationResult, output: Path, empty: list[str]) -> dict[str, object]:
+    return {
+        "output": output,
+        "documents": len(result.dataset.corpus),
+        "questions": len(result.dataset.queries),
+        "documents without a question": len(result.failures),
+        "answers asked for": result.calls,
+        "answers from the journal": result.resumed,
+        "failures": result.failures,
+        "empty": empty,
+    }

@@ -1,0 +1,121 @@
+"""What every `ft` command prints, and how: text for people, or one JSON document.
+
+A pack's command takes `JsonOption` and ends in one call of `show`:
+
+    import typer
+    from ft_core.console import JsonOption, note, show
+
+    commands = typer.Typer(help="Count things.", no_args_is_help=True)
+
+    @commands.command()
+    def count(file: Path, json: JsonOption = False) -> None:
+        \"\"\"Count the lines of FILE.\"\"\"
+        note("reading ...")                          # stderr, in both modes
+        show({"lines": len(...)}, json=json)         # or show(document, a_rich_table, json=json)
+
+and registers it in its pyproject.toml:
+
+    [project.entry-points."ft_core.commands"]
+    count = "ft_example.cli:commands"
+
+`ft` (`ft_core.cli`) does the rest, for all commands alike: an `FTError` becomes one line
+`Error: ...` on stderr and exit code 1, with `--json` also the document
+`{"error": {"type": ..., "message": ...}}` on stdout; and with `--json`, whatever a library
+prints to stdout goes to stderr, so that stdout holds exactly one document.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout instead of text.")
+]
+"""The type of every command's `json` parameter; its default is False."""
+
+_document_stream: TextIO | None = None
+# The real stdout while `only_json` holds it.
+
+
+def show(document: Any, text: RenderableType | None = None, *, json: bool = False) -> None:
+    """Print the result of a command on stdout: once, as its last act.
+
+    Args:
+        document: what `--json` prints: anything JSON can hold, paths and numpy numbers too;
+            NaN and infinity become null.
+        text: what is printed without `--json`: a string as it is, or anything rich can
+            print. By default the document itself, a mapping as two columns.
+        json: the command's `--json`.
+    """
+    if json:
+        stream = _document_stream or sys.stdout
+        stream.write(_dumps(document, stream) + "\n")
+        stream.flush()
+        return
+    if text is None:
+        text = _pairs(document) if isinstance(document, Mapping) else str(document)
+    if isinstance(text, str):
+        typer.echo(text)  # rich would wrap long paths and read [brackets] as markup
+    else:
+        Console().print(text)
+
+
+def note(message: str) -> None:
+    """Print a remark on stderr: what the command does, or a warning. Never a result."""
+    typer.echo(message, err=True)
+
+
+@contextmanager
+def only_json() -> Iterator[None]:
+    """Let only `show` write to stdout; what libraries print there goes to stderr."""
+    global _document_stream
+    stdout, before = sys.stdout, _document_stream
+    _document_stream, sys.stdout = stdout, sys.stderr
+    try:
+        yield
+    finally:
+        _document_stream, sys.stdout = before, stdout
+
+
+def _pairs(document: Mapping[str, Any]) -> Table:
+    table = Table.grid(padding=(0, 3))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in document.items():
+        table.add_row(Text(str(key)), Text(str(value)))
+    return table
+
+
+def _dumps(document: Any, stream: TextIO) -> str:
+    plain = _plain(document)
+    text = jsonlib.dumps(plain, ensure_ascii=False, indent=2)
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:  # a terminal that is not UTF-8, or a file name that is not
+        text = jsonlib.dumps(plain, indent=2)
+    return text
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # numpy arrays and numbers
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

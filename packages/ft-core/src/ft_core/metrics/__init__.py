@@ -1,0 +1,31 @@
+"""Metrics of rankings, and how sure they are."""
+
+from ft_core.metrics.ranking import (
+    Metric,
+    Qrels,
+    Run,
+    parse_metric,
+    rank_documents,
+    score_rankings,
+    score_run,
+)
+from ft_core.metrics.significance import (
+    Interval,
+    PairedTest,
+    bootstrap_interval,
+    paired_randomisation_test,
+)
+
+__all__ = [
+    "Interval",
+    "Metric",
+    "PairedTest",
+    "Qrels",
+    "Run",
+    "bootstrap_interval",
+    "paired_randomisation_test",
+    "parse_metric",
+    "rank_documents",
+    "score_rankings",
+    "score_run",
+]

@@ -1,0 +1,1 @@
+"""`ft demo`: the main job on a corpus that ships with the pack, start to finish."""

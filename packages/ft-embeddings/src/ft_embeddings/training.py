@@ -1,0 +1,397 @@
+"""The training itself: the one place of this pack that imports torch and its friends."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
+from sentence_transformers.training_args import BatchSamplers
+from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
+from transformers.utils import logging as transformers_logging
+
+from ft_core.datasets import EmbeddingQAFinetuneDataset
+from ft_core.errors import ArgumentError, TrainingError
+from ft_core.evaluation import Evaluation, evaluate_vectors
+from ft_core.extras import import_extra
+from ft_core.files import atomic_write
+from ft_embeddings.batches import Collator, TrainingTexts
+from ft_embeddings.instructions import Instructions
+from ft_embeddings.losses import CachedMultiPositiveRankingLoss, MultiPositiveRankingLoss
+from ft_embeddings.settings import TrainingSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """One training run: what `train` needs besides the model and the texts."""
+
+    settings: TrainingSettings
+    instructions: Instructions
+    checkpoints: Path
+    """Folder of the checkpoints; also says what they belong to, for `resume`."""
+    fingerprint: str
+    """Hash of data and settings: checkpoints of another run are not resumed."""
+    loss: str | Callable[..., Any] | Any = "multiple_negatives_ranking"
+    matryoshka_dims: Sequence[int] | None = None
+    guide: Any = None
+    every_document: bool = False
+    lora: Mapping[str, Any] | None = None
+    validation: EmbeddingQAFinetuneDataset | None = None
+    metric: str = "ndcg@10"
+    patience: int | None = None
+    evaluation_steps: int | None = None
+    resume: bool = False
+    save_steps: int | None = None
+    save_limit: int | None = None
+    report_to: str | list[str] = "none"
+    show_progress: bool = True
+
+
+def load_model(model_id: str, *, trust_remote_code: bool = False, device: Any = None) -> Any:
+    """Load a SentenceTransformer from the hub or a folder, on the best device there is.
+
+    Raises:
+        ArgumentError: there is no such model, or it cannot be loaded.
+    """
+    try:
+        with quiet_unless_terminal():
+            return SentenceTransformer(model_id, trust_remote_code=trust_remote_code, device=device)
+    except Exception as error:
+        raise ArgumentError(
+            "model_id", f"{model_id!r} cannot be loaded: {_first_line(error)}"
+        ) from error
+
+
+def evaluate(
+    model: Any, dataset: EmbeddingQAFinetuneDataset, instructions: Instructions, *, name: str
+) -> Evaluation:
+    """Score a SentenceTransformer on a dataset, queries and documents encoded in batches."""
+    started = time.perf_counter()
+    queries = encode(model, list(dataset.queries.values()), instructions.query)
+    corpus = encode(model, list(dataset.corpus.values()), instructions.text)
+    evaluation = evaluate_vectors(queries, corpus, dataset, name=name)
+    return evaluation.model_copy(update={"seconds": time.perf_counter() - started})
+
+
+def encode(model: Any, texts: Sequence[str], prompt: str) -> np.ndarray:
+    """Return normalised vectors of shape (texts, d), float32."""
+    vectors: np.ndarray = model.encode(
+        list(texts),
+        prompt=prompt or None,
+        normalize_embeddings=True,
+        convert_to_numpy=True,
+        show_progress_bar=False,
+    )
+    return vectors
+
+
+def train(model: Any, texts: TrainingTexts, run: Run) -> None:
+    """Train `model` in place; afterwards it holds the weights to keep.
+
+    Raises:
+        TrainingError: the loss became NaN, or the checkpoints are another run's.
+        ArgumentError: a setting does not fit the model.
+    """
+    settings = run.settings
+    set_seed(settings.seed)
+    before = copy.deepcopy(model.state_dict()) if settings.base_weight else None
+    if settings.max_length is not None:
+        own_length, model.max_seq_length = model.max_seq_length, settings.max_length
+    _set_dropout(model, settings.dropout)
+    if run.lora is None:
+        _freeze(model, settings.frozen_share)
+    else:
+        _add_lora(model, run.lora)
+
+    checkpoint = _prepare_checkpoints(run)
+    with quiet_unless_terminal():
+        _trainer(model, texts, run).train(resume_from_checkpoint=checkpoint)
+    if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
+        raise TrainingError(
+            f"the weights became NaN or infinite; lower learning_rate (it was "
+            f"{settings.learning_rate}) or set precision='fp32'"
+        )
+
+    if run.lora is not None:
+        _merge_lora(model)
+    if before is not None:
+        _blend(model, before, settings.base_weight)
+    if settings.max_length is not None:
+        model.max_seq_length = own_length
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    model.eval()
+
+
+@contextmanager
+def quiet_unless_terminal() -> Iterator[None]:
+    """Keep the bars of transformers and datasets off a standard error that is no terminal.
+
+    Both draw bars for steps of milliseconds ("Writing model shards"), on terminals or not.
+    """
+    models_shown = transformers_logging.is_progress_bar_enabled()
+    data_shown = not datasets.utils.are_progress_bars_disabled()
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if models_shown:
+            transformers_logging.enable_progress_bar()
+        if data_shown:
+            datasets.enable_progress_bars()
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Say whether the device multiplies in bfloat16 faster than in float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+    return False
+
+
+def _trainer(model: Any, texts: TrainingTexts, run: Run) -> Any:
+    settings = run.settings
+    custom = not isinstance(run.loss, str)
+    if custom:
+        rows, collator = _pairs(texts), None
+    else:
+        rows = datasets.Dataset.from_list(texts.units(seed=settings.seed))
+        collator = Collator(
+            texts,
+            model.preprocess,
+            query_prompt=run.instructions.query,
+            document_prompt=run.instructions.text,
+            every_document=run.every_document,
+            guide=_guide_vectors(model, texts, run) if run.loss == "gist" else None,
+        )
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bf16" if has_fast_bf16(model.device) else "fp32"
+    evaluating = run.validation is not None
+    steps = max(1, -(-len(rows) // settings.batch_size) * settings.epochs)
+    save_strategy = "epoch" if run.save_steps is None else "steps"
+    evaluation_strategy = "epoch" if run.evaluation_steps is None else "steps"
+    if evaluating:
+        # The best checkpoint can only be kept if there is one for every evaluation.
+        save_strategy = evaluation_strategy
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(run.checkpoints),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.scheduler,
+        warmup_steps=round(steps * settings.warmup_ratio),
+        weight_decay=settings.weight_decay,
+        seed=settings.seed,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=model.device.type == "cpu",
+        prompts=_column_prompts(run.instructions) if custom else None,
+        batch_sampler=BatchSamplers.NO_DUPLICATES if custom else BatchSamplers.BATCH_SAMPLER,
+        remove_unused_columns=False,
+        dataloader_pin_memory=model.device.type == "cuda",
+        logging_steps=max(1, steps // 20),
+        logging_strategy="no" if run.report_to == "none" else "steps",
+        eval_strategy=evaluation_strategy if evaluating else "no",
+        eval_steps=run.evaluation_steps,
+        save_strategy=save_strategy,
+        save_steps=(run.evaluation_steps if evaluating else run.save_steps) or 500,
+        save_total_limit=run.save_limit,
+        load_best_model_at_end=evaluating,
+        metric_for_best_model=run.metric if evaluating else None,
+        greater_is_better=True if evaluating else None,
+        report_to=run.report_to,
+        disable_tqdm=not (run.show_progress and sys.stderr.isatty()),
+    )
+    evaluator = None
+    callbacks = []
+    if run.validation is not None:
+        evaluator = _ValidationEvaluator(run.validation, run.instructions)
+        if run.patience is not None:
+            callbacks.append(EarlyStoppingCallback(run.patience))
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        loss=_loss(model, run),
+        evaluator=evaluator,
+        data_collator=collator,
+        callbacks=callbacks,
+    )
+    # It prints each log line to standard output, which belongs to the caller.
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+class _ValidationEvaluator(BaseEvaluator):
+    """Scores the model under training on the validation set, as `evaluate` does."""
+
+    def __init__(self, dataset: EmbeddingQAFinetuneDataset, instructions: Instructions) -> None:
+        super().__init__()
+        self._dataset, self._instructions = dataset, instructions
+
+    def __call__(
+        self, model: Any, output_path: str | None = None, epoch: int = -1, steps: int = -1
+    ) -> dict[str, float]:
+        """Return metric name to mean."""
+        evaluation = evaluate(model, self._dataset, self._instructions, name=f"step {steps}")
+        return {metric: evaluation.mean(metric) for metric in evaluation.scores}
+
+
+def _loss(model: Any, run: Run) -> Any:
+    scale = run.settings.scale
+    if not isinstance(run.loss, str):
+        return run.loss
+    if run.loss == "cached_multiple_negatives_ranking":
+        return CachedMultiPositiveRankingLoss(model, scale=scale)
+    plain = MultiPositiveRankingLoss(model, scale=scale)
+    if run.loss == "matryoshka":
+        full = model.get_embedding_dimension()
+        dims = run.matryoshka_dims or [full // part for part in (1, 2, 4, 8) if full // part >= 8]
+        too_large = [dim for dim in dims if not 0 < dim <= full]
+        if too_large:
+            raise ArgumentError("matryoshka_dims", f"are from 1 to {full}, not {too_large[0]}")
+        return MatryoshkaLoss(model, plain, list(dims))
+    return plain
+
+
+def _guide_vectors(model: Any, texts: TrainingTexts, run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Encode every training text once with the guide; the untrained model is a fair one."""
+    guide = model
+    if run.guide is not None:
+        guide = (
+            load_model(run.guide, device=model.device) if isinstance(run.guide, str) else run.guide
+        )
+    return (
+        encode(guide, texts.queries, run.instructions.query),
+        encode(guide, texts.documents, run.instructions.text),
+    )
+
+
+def _pairs(texts: TrainingTexts) -> Any:
+    """Return (anchor, positive[, negative]) rows, as sentence-transformers' losses take them."""
+    rows = [
+        {"anchor": texts.queries[query], "positive": texts.documents[document]}
+        | {f"negative_{i}": texts.documents[n] for i, n in enumerate(texts.negatives[query], 1)}
+        for query, documents in enumerate(texts.relevant)
+        for document in sorted(documents)
+    ]
+    # Rows need the same columns: keep as many negatives as every query has.
+    columns = set.intersection(*(set(row) for row in rows))
+    return datasets.Dataset.from_list(
+        [{name: row[name] for name in row if name in columns} for row in rows]
+    )
+
+
+def _column_prompts(instructions: Instructions) -> dict[str, str] | None:
+    prompts = {"anchor": instructions.query, "positive": instructions.text}
+    return {column: prompt for column, prompt in prompts.items() if prompt} or None
+
+
+def _prepare_checkpoints(run: Run) -> str | None:
+    """Return the checkpoint to go on from, or clear the way for a new run.
+
+    Raises:
+        TrainingError: resuming was asked for, but the checkpoints are of other data or
+            settings; or the folder holds something else.
+    """
+    folder, marker = run.checkpoints, run.checkpoints / "run.json"
+    if folder.exists() and any(folder.iterdir()) and not marker.exists():
+        raise TrainingError(f"{folder}: is in the way of the checkpoints; move it")
+    if marker.exists() and run.resume:
+        if json.loads(marker.read_text())["fingerprint"] != run.fingerprint:
+            raise TrainingError(
+                f"{folder}: holds checkpoints of other data or settings; delete the folder, or "
+                "train with what they were made with"
+            )
+        # The state is written last: without it, the process died while saving.
+        complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+        if complete:
+            newest = max(complete, key=lambda path: int(path.name.rsplit("-", 1)[-1]))
+            logger.info("resuming from %s", newest)
+            return str(newest)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with atomic_write(marker) as file:
+        json.dump({"fingerprint": run.fingerprint}, file)
+    return None
+
+
+def _set_dropout(model: Any, probability: float) -> None:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = probability
+
+
+def _freeze(model: Any, share: float) -> None:
+    """Freeze the token embeddings and the lowest share of the encoder's layers."""
+    encoder = getattr(model[0], "auto_model", None)
+    stacks = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
+    if encoder is None or not stacks or not share:
+        return
+    layers = max(stacks, key=len)
+    encoder.get_input_embeddings().requires_grad_(False)
+    getattr(encoder, "embeddings", torch.nn.Identity()).requires_grad_(False)
+    for layer in layers[: int(len(layers) * share)]:
+        layer.requires_grad_(False)
+
+
+def _add_lora(model: Any, options: Mapping[str, Any]) -> None:
+    peft = import_extra("peft", "ft-embeddings[lora]")
+    defaults = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+    config = peft.LoraConfig(task_type="FEATURE_EXTRACTION", **{**defaults, **options})
+    model.add_adapter(config)
+
+
+def _merge_lora(model: Any) -> None:
+    """Add the low-rank updates to the weights they belong to, and take the adapters out.
+
+    The saved folder is then an ordinary model that needs no peft.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge(safe_merge=True)
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())
+    encoder = model[0].auto_model
+    encoder._hf_peft_config_loaded = False
+    if hasattr(encoder, "peft_config"):
+        del encoder.peft_config
+
+
+def _blend(model: Any, before: Mapping[str, Any], share: float) -> None:
+    """Move the weights back towards what they were, by a share of the way."""
+    with torch.no_grad():
+        for name, weight in model.state_dict().items():
+            if weight.is_floating_point():
+                weight.lerp_(before[name].to(weight.device), share)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
