@@ -43,17 +43,29 @@ def strip(lock: str) -> str:
     return stripped
 
 
-def fresh_lock() -> str:
-    """Return what `uv lock` writes when it starts from the committed versions."""
+def completed(stripped: str) -> str:
+    """Return what `uv lock` makes of a stripped lock and the pyproject.toml files of now."""
     with tempfile.TemporaryDirectory() as folder:
         workspace = Path(folder)
         for path in [ROOT / "pyproject.toml", *ROOT.glob("packages/*/pyproject.toml")]:
             target = workspace / path.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
-        (workspace / "uv.lock").write_text(strip(LOCK.read_text()))
+        lock = workspace / LOCK.name
+        lock.write_text(stripped, encoding="utf-8")
         subprocess.run(["uv", "lock", "--quiet"], cwd=workspace, check=True)
-        return (workspace / "uv.lock").read_text()
+        return lock.read_text(encoding="utf-8")
+
+
+def committed_lock() -> str:
+    """Return what git holds, or will hold where there is no commit.
+
+    The working copy says nothing: `uv run` has completed it.
+    """
+    shown = subprocess.run(["git", "show", "HEAD:uv.lock"], cwd=ROOT, capture_output=True)
+    if shown.returncode == 0:
+        return shown.stdout.decode("utf-8")
+    return strip(LOCK.read_text(encoding="utf-8"))
 
 
 def main() -> None:
@@ -65,20 +77,19 @@ def main() -> None:
     args = parser.parse_args()
 
     if args.filter:
-        sys.stdout.write(strip(sys.stdin.read()))
+        # Bytes, so that no locale and no newline convention has a say.
+        sys.stdout.buffer.write(strip(sys.stdin.buffer.read().decode("utf-8")).encode("utf-8"))
     elif args.check:
-        # What git holds, where it holds any: `uv run` has already completed the working copy.
-        shown = subprocess.run(
-            ["git", "show", "HEAD:uv.lock"], cwd=ROOT, capture_output=True, text=True
-        )
-        committed = shown.stdout if shown.returncode == 0 else strip(LOCK.read_text())
+        committed = committed_lock()
         if committed != strip(committed):
-            sys.exit("tools/lock.py: the committed uv.lock has addresses; run tools/lock.py")
-        if committed != strip(fresh_lock()):
+            sys.exit(
+                "tools/lock.py: the committed uv.lock has addresses; run tools/lock.py, commit"
+            )
+        if committed != strip(completed(committed)):
             sys.exit("tools/lock.py: uv.lock does not match pyproject.toml; run `uv lock`, commit")
         print("uv.lock is up to date and has no addresses")
     else:
-        LOCK.write_text(strip(LOCK.read_text()))
+        LOCK.write_text(strip(LOCK.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

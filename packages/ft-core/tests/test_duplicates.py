@@ -71,6 +71,12 @@ def test_long_texts_of_different_lengths_lose_no_pair(threshold):
     assert found == expected
 
 
+def test_a_pair_that_just_reaches_the_threshold_is_found():
+    # 14 of 25 shingles: 0.56 * 25 is a little above 14 in floating point.
+    texts = {"long": "abcdefghijklmn opqrstuvwx", "start": "abcdefghijklmn"}
+    assert list(near_duplicate_pairs(texts, threshold=0.56)) == [("start", "long", 0.56)]
+
+
 @given(st.text(), st.text())
 def test_similarity_is_the_jaccard_of_the_shingles(a, b):
     assert similarity(a, b) == similarity(b, a) == jaccard(a, b)

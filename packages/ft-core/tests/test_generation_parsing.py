@@ -1,4 +1,6 @@
+# ruff: noqa: RUF001 - the look-alikes of other scripts are what is tested
 import pytest
+
 from ft_core.generation.parsing import parse_questions, question_key
 
 X, Y = "What is the correlator used for?", "How is the pressure measured?"
@@ -74,18 +76,30 @@ def test_finds_both_questions_in_every_layout(layout):
 @pytest.mark.parametrize(
     ("answer", "questions"),
     [
-        ("1. 该仪器的用途是什么？2. 如何测量管道的压力？", ["该仪器的用途是什么？", "如何测量管道的压力？"]),
+        (
+            "1. 该仪器的用途是什么？2. 如何测量管道的压力？",
+            ["该仪器的用途是什么？", "如何测量管道的压力？"],
+        ),
         ("问题1：该仪器的用途是什么？\n答案：检测泄漏。", ["该仪器的用途是什么？"]),
         ("1. この装置は何に使われますか。\n2. 圧力は？", ["この装置は何に使われますか。"]),
         ("1. 압력은 어떻게 측정됩니까?", ["압력은 어떻게 측정됩니까?"]),
-        ("١. ما هو استخدام هذا الجهاز؟\n٢. كيف يقاس الضغط؟", ["ما هو استخدام هذا الجهاز؟", "كيف يقاس الضغط؟"]),
-        ("1. ¿Para qué se usa el correlador?\nRespuesta: para fugas.", ["¿Para qué se usa el correlador?"]),
+        (
+            "١. ما هو استخدام هذا الجهاز؟\n٢. كيف يقاس الضغط؟",
+            ["ما هو استخدام هذا الجهاز؟", "كيف يقاس الضغط؟"],
+        ),
+        (
+            "1. ¿Para qué se usa el correlador?\nRespuesta: para fugas.",
+            ["¿Para qué se usa el correlador?"],
+        ),
         ("Вопрос 1: Для чего нужен прибор?\nОтвет: для поиска.", ["Для чего нужен прибор?"]),
-        ("Frage 1: Wozu dient der Korrelator?\nAntwort: Für Lecks.", ["Wozu dient der Korrelator?"]),
+        (
+            "Frage 1: Wozu dient der Korrelator?\nAntwort: Für Lecks.",
+            ["Wozu dient der Korrelator?"],
+        ),
         ("1. À quoi sert le corrélateur ?", ["À quoi sert le corrélateur ?"]),
         ("1. Σε τι χρησιμεύει η συσκευή\u037e", ["Σε τι χρησιμεύει η συσκευή\u037e"]),
     ],
-)  # fmt: skip
+)
 def test_reads_other_languages_and_scripts(answer, questions):
     assert parse_questions(answer) == questions
 

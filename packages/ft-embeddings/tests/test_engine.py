@@ -377,7 +377,7 @@ def test_bad_data_and_models_are_named(
     broken.write_text('{"queries": {"q": "why"}, "corpus": {"d"')
     with pytest.raises(DatasetError, match=r"broken\.json: line 1, column"):
         engine(broken, tiny_model, tmp_path / "out").finetune()
-    with pytest.raises(ArgumentError, match="model_id: .*/nowhere' cannot be loaded"):
+    with pytest.raises(ArgumentError, match=r"model_id: .*/nowhere' cannot be loaded"):
         engine(dataset, str(tmp_path / "nowhere"), tmp_path / "out").finetune()
     with pytest.raises(ArgumentError, match="metric: is one of hit_rate@1"):
         engine(dataset, tiny_model, tmp_path / "o", val_dataset=dataset, metric="bleu").finetune()

@@ -16,13 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from tqdm import tqdm
 from typing_extensions import Self
 
 from ft_core.datasets import EmbeddingQAFinetuneDataset
+from ft_core.embedding import embed_corpus, embed_queries
 from ft_core.errors import ArgumentError, DatasetError
 from ft_core.files import atomic_write, read_json
 from ft_core.metrics import (
@@ -34,6 +33,7 @@ from ft_core.metrics import (
     rank_documents,
     score_rankings,
 )
+from ft_core.progress import progress
 from ft_core.search import check_vectors, exact_top_k
 
 if TYPE_CHECKING:
@@ -219,8 +219,8 @@ def evaluate_embedding(
     _check_metrics(metrics, top_k)
     if name is None:
         name = getattr(model, "model_name", None) or type(model).__name__
-    corpus = _embed_corpus(model, dataset.corpus, show_progress)
-    queries = _embed_queries(model, dataset.queries, corpus.shape[1], show_progress)
+    corpus = embed_corpus(model, dataset.corpus, show_progress)
+    queries = embed_queries(model, dataset.queries, corpus.shape[1], show_progress)
     evaluation = evaluate_vectors(queries, corpus, dataset, name=name, metrics=metrics, top_k=top_k)
     return evaluation.model_copy(update={"seconds": time.perf_counter() - start})
 
@@ -274,7 +274,7 @@ def evaluate_retriever(
         return _document_ids(results, dataset.corpus)
 
     answers = _in_order(ask, dataset.queries, workers)
-    answers = _progress(answers, "Queries", len(dataset.queries), show_progress)
+    answers = progress(answers, "Queries", len(dataset.queries), show_progress)
     rankings = dict(zip(dataset.queries, answers, strict=True))
     _check_retrieved(rankings, dataset.corpus, metrics)
     return _evaluation(name or type(retriever).__name__, dataset, rankings, metrics, start)
@@ -349,48 +349,6 @@ def _rows_of(
     return matrix
 
 
-def _embed_corpus(
-    model: BaseEmbedding, corpus: Mapping[str, str], show_progress: bool
-) -> NDArray[np.float32]:
-    # Longest first: a batch of texts of one length is padded least, memory runs out at once
-    # or never, and the bar is no optimist.
-    ids = sorted(corpus, key=lambda document: len(corpus[document]), reverse=True)
-    rows = {document: row for row, document in enumerate(corpus)}
-    matrix = np.empty((0, 0), dtype=np.float32)
-    batches = range(0, len(ids), model.embed_batch_size)
-    for begin in _progress(batches, "Documents", len(batches), show_progress):
-        batch = ids[begin : begin + model.embed_batch_size]
-        vectors = model.get_text_embedding_batch([corpus[document] for document in batch])
-        if len(vectors) != len(batch):
-            raise ArgumentError("model", f"gave {len(vectors)} vectors for {len(batch)} texts")
-        for document, vector in zip(batch, vectors, strict=True):
-            if not matrix.size:
-                matrix = np.empty((len(corpus), len(vector)), dtype=np.float32)
-            matrix[rows[document]] = _checked(vector, matrix.shape[1], f"corpus[{document!r}]")
-    return matrix
-
-
-def _embed_queries(
-    model: BaseEmbedding, queries: Mapping[str, str], length: int, show_progress: bool
-) -> NDArray[np.float32]:
-    matrix = np.empty((len(queries), length), dtype=np.float32)
-    items = _progress(queries.items(), "Queries", len(queries), show_progress)
-    for row, (query, text) in enumerate(items):
-        matrix[row] = _checked(model.get_query_embedding(text), length, f"queries[{query!r}]")
-    return matrix
-
-
-def _checked(vector: Sequence[float], length: int, place: str) -> NDArray[np.float32]:
-    values = np.asarray(vector, dtype=np.float32)
-    if values.shape != (length,) or not length:
-        raise ArgumentError(
-            "model", f"gave a vector of length {len(vector)} for {place}, and {length} before"
-        )
-    if not np.isfinite(values).all():
-        raise ArgumentError("model", f"gave a vector with a NaN or an infinity for {place}")
-    return values
-
-
 def _document_ids(results: Iterable[NodeWithScore], corpus: Mapping[str, str]) -> list[str]:
     ids = []
     for result in results:
@@ -428,9 +386,3 @@ def _in_order(function: Callable[[str], T], items: Iterable[str], workers: int) 
         return
     with ThreadPoolExecutor(workers) as pool:
         yield from pool.map(function, items)
-
-
-def _progress(items: Iterable[T], label: str, total: int, show: bool) -> Iterator[T]:
-    # `disable=None` is tqdm's "silent when not a terminal".
-    bar: Callable[..., Iterable[T]] = tqdm
-    return iter(bar(items, desc=label, total=total, disable=None if show else True, leave=False))

@@ -12,16 +12,16 @@ import functools
 import logging
 import random
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from ft_core.datasets import EmbeddingQAFinetuneDataset
 from ft_core.datasets.duplicates import DEFAULT_THRESHOLD, fold, jaccard, shingles
+from ft_core.embedding import embed_corpus, embed_queries
 from ft_core.errors import ArgumentError
-from ft_core.evaluation import _embed_corpus, _embed_queries
+from ft_core.progress import progress
 from ft_core.search import exact_top_k
 
 if TYPE_CHECKING:
@@ -222,8 +222,8 @@ def _rank_by_embedding(
 ) -> Iterator[tuple[str, _Ranking]]:
     documents, document_row = _distinct(dataset.corpus)
     queries, query_row = _distinct(dataset.queries)
-    corpus_vectors = _unit(_embed_corpus(model, documents, show_progress))
-    query_vectors = _unit(_embed_queries(model, queries, corpus_vectors.shape[1], show_progress))
+    corpus_vectors = _unit(embed_corpus(model, documents, show_progress))
+    query_vectors = _unit(embed_queries(model, queries, corpus_vectors.shape[1], show_progress))
     ids, asked = list(documents), list(dataset.queries)
     for start in range(0, len(asked), _QUERY_BLOCK):
         block = asked[start : start + _QUERY_BLOCK]
@@ -269,7 +269,9 @@ def _rank_by_bm25(
     index.index([bm25_tokens(text) for text in dataset.corpus.values()], show_progress=False)
     ids = list(dataset.corpus)
     row = {document: number for number, document in enumerate(ids)}
-    for query, text in _progress(dataset.queries.items(), "Queries", show_progress):
+    for query, text in progress(
+        dataset.queries.items(), "Queries", len(dataset.queries), show_progress
+    ):
         scores = index.get_scores(bm25_tokens(text))
         found = np.flatnonzero(scores > 0)
         found = found[np.argsort(-scores[found], kind="stable")][:depth]
@@ -306,7 +308,9 @@ def _rank_by_retriever(
     retriever = _deepened(retriever, depth)
     example: str | None = None
     known = False
-    for query, text in _progress(dataset.queries.items(), "Queries", show_progress):
+    for query, text in progress(
+        dataset.queries.items(), "Queries", len(dataset.queries), show_progress
+    ):
         scores: dict[str, float | None] = {}
         try:
             results = retriever.retrieve(text)
@@ -349,11 +353,6 @@ def _deepened(retriever: BaseRetriever, depth: int) -> BaseRetriever:
     deeper = copy.copy(retriever)  # the caller's, perhaps live in an application, stays as it is
     deeper.similarity_top_k = depth
     return deeper
-
-
-def _progress(items: Collection[T], label: str, show: bool) -> Iterable[T]:
-    # `disable=None` is tqdm's "silent when not a terminal".
-    return tqdm(items, desc=label, disable=None if show else True, leave=False)
 
 
 def _report(negatives: dict[str, list[str]], num_negatives: int) -> None:

@@ -234,7 +234,7 @@ def _prefix_lengths(
 
 
 def _ceil(values: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-    # 0.55 * 20 is 11.000000000000002: without the slack a prefix would be one too short.
+    # 0.56 * 25 is 14.000000000000002: without the slack a prefix would be one too short.
     ceilings: NDArray[np.int64] = np.ceil(values - 1e-9).astype(np.int64)
     return ceilings
 

@@ -30,8 +30,8 @@ class EmbeddingQAFinetuneDataset(FinetuneDataset):
     reads `query_docid_pairs` and `mode`).
 
     Raises:
-        DatasetError: there is no query, a text is blank or not Unicode, a query has no relevant document
-            or names one twice, or an id is unknown. It names the place.
+        DatasetError: there is no query, a text is blank or not Unicode, a query has no relevant
+            document or names one twice, or an id is unknown. It names the place.
     """
 
     queries: dict[str, str]

@@ -218,13 +218,14 @@ async def generate(
         ArgumentError, GenerationError: see `generate_qa_embedding_pairs`.
     """
     _check_llm(llm)
+    nodes = list(nodes)
     texts, failed = _read_nodes(nodes)
     run = _Run(llm, settings, Path(output_path), failed)
     run.journal.check_output(texts.values())
     await run.ask_all(_by_text(texts), verbose=verbose)
     dataset = run.dataset(texts)
     run.journal.save(dataset)
-    in_order = {node: failed[node] for node in _ids(nodes) if node in failed}
+    in_order = {node.node_id: failed[node.node_id] for node in nodes if node.node_id in failed}
     return GenerationResult(dataset, in_order, run.calls, run.resumed)
 
 
@@ -386,10 +387,6 @@ def _identity(llm: Any) -> list[Any]:
     """Return what makes an LLM answer as it does; not its address, which may change."""
     settings = [getattr(llm, name, None) for name in ("temperature", "system_prompt")]
     return [llm.class_name(), llm.metadata.model_name, *settings, llm.metadata.num_output]
-
-
-def _ids(nodes: Sequence[BaseNode]) -> list[str]:
-    return [node.node_id for node in nodes]
 
 
 def _encodable(text: str) -> bool:

@@ -21,6 +21,7 @@ _TRANSIENT_CLASSES = frozenset(
         *("APIConnectionError", "APITimeoutError", "ClientConnectionError", "ConnectError"),
         *("ConnectionError", "InternalServerError", "RateLimitError", "ReadTimeout"),
         *("ResourceExhausted", "ServiceUnavailable", "ServiceUnavailableError"),
+        "TimeoutError",  # asyncio has its own before Python 3.11
         *("ThrottlingException", "Timeout", "TooManyRequests", "TransportError"),
     }
 )

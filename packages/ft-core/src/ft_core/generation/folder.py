@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ft_core.errors import ArgumentError, DatasetError
 from ft_core.extras import import_extra
 from ft_core.files import content_hash, read_text
+from ft_core.generation.sentences import split_sentences
 
 if TYPE_CHECKING:
     from llama_index.core.schema import TextNode
@@ -65,7 +66,11 @@ def read_folder(
         raise ArgumentError("folder", f"{folder} holds no {', '.join(SUFFIXES)} file")
     from llama_index.core.node_parser import SentenceSplitter
 
-    splitter = SentenceSplitter(chunk_size=chunk_size, chunk_overlap=chunk_overlap)
+    splitter = SentenceSplitter(
+        chunk_size=chunk_size,
+        chunk_overlap=chunk_overlap,
+        chunking_tokenizer_fn=split_sentences,
+    )
     nodes: list[TextNode] = []
     empty: list[str] = []
     for path in paths:

@@ -11,13 +11,15 @@ A style turns a text into prompts and the answers into questions:
 
 from __future__ import annotations
 
+import difflib
 import random
 import re
 from collections.abc import Iterator
 from typing import Any, Protocol, TypeAlias
 
 from ft_core.errors import ArgumentError
-from ft_core.generation.parsing import ends_as_question, parse_questions, question_key
+from ft_core.generation.parsing import ends_as_question, parse_questions
+from ft_core.generation.sentences import split_sentences
 
 DEFAULT_QA_GENERATE_PROMPT_TMPL = """\
 You write search queries that test a document search engine. Below is one passage of a larger
@@ -122,7 +124,6 @@ EXAMPLES = (
 """Sentences with a question each, which `SmallStyle` shows as earlier turns of the talk."""
 
 _TASK = "Turn each sentence into a question that it answers."
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"')\]])\s+|(?<=[\u3002\uff01\uff1f])|\n{2,}")
 _POINTING = re.compile(r"(?:it|they|this|these|those|he|she|that|such|however|otherwise)\b", re.I)
 _WORD = re.compile(r"\w[\w\-]*\w|\w")
 # Words that questions are built of, whatever they are about.
@@ -173,24 +174,37 @@ class SmallStyle:
 def usable(question: str, text: str) -> bool:
     """Say whether a small model's question can be one about the text.
 
-    It ends in a question mark, has 4 to 40 words, is neither one of the examples nor a
-    sentence of the text, and at least half of its content words (all words but those
-    that any question is built of), and at least one, stand in the text.
+    - It is one question of 4 to 40 words that ends in a question mark.
+    - At least half of its content words (all words but those that any question is built
+      of), and at least one, stand in the text, and none comes from the examples.
+    - It is no sentence of the text made a question by a word and a mark: more than seven
+      words that follow each other in the text are at most half of it.
     """
-    key = question_key(question)
-    if not ends_as_question(question) or not 4 <= len(question.split()) <= 40:
+    words = _WORD.findall(question.casefold())
+    text_words = _WORD.findall(text.casefold())
+    one = ends_as_question(question) and len(parse_questions(question.replace("?", "?\n"))) == 1
+    if not one or not 4 <= len(question.split()) <= 40:
         return False
-    if any(key == question_key(example) for _, example in EXAMPLES) or key in question_key(text):
+    stems = {_stem(word) for word in text_words}
+    content = [_stem(word) for word in words if word not in _SCAFFOLDING]
+    shared = [word for word in content if word in stems]
+    if not shared or 2 * len(shared) < len(content):
         return False
-    stems = {_stem(word) for word in _WORD.findall(text.casefold())}
-    content = [word for word in _WORD.findall(question.casefold()) if word not in _SCAFFOLDING]
-    shared = [word for word in content if _stem(word) in stems]
-    return bool(shared) and 2 * len(shared) >= len(content)
+    if any(word in _EXAMPLE_STEMS and word not in stems for word in content):
+        return False
+    run = _longest_run(words, text_words)
+    return run <= 7 or 2 * run <= len(words)
+
+
+def _longest_run(words: list[str], text_words: list[str]) -> int:
+    """Return how many words that follow each other in the text do so in the question."""
+    matcher = difflib.SequenceMatcher(None, text_words, words, autojunk=False)
+    return matcher.find_longest_match().size
 
 
 def _focus(text: str) -> list[str]:
     """Return the sentences of a text, those with the most to ask about first."""
-    sentences = [" ".join(part.split()) for part in _SENTENCE_END.split(text) if part]
+    sentences = [" ".join(part.split()) for part in split_sentences(text)]
     sentences = [sentence for sentence in sentences if len(sentence.split()) >= 4]
 
     def worth(sentence: str) -> tuple[bool, int]:
@@ -207,3 +221,11 @@ def _stem(word: str) -> str:
         if word.endswith(ending) and len(word) - len(ending) >= 3:
             return word[: -len(ending)]
     return word
+
+
+_EXAMPLE_STEMS = frozenset(
+    _stem(word)
+    for pair in EXAMPLES
+    for word in _WORD.findall(" ".join(pair).casefold())
+    if word not in _SCAFFOLDING
+)

@@ -71,6 +71,7 @@ class Caller:
             retry=tenacity.retry_if_exception(_may_pass),
             stop=self._exhausted,
             wait=_wait,
+            sleep=_sleep,
             reraise=True,
         )
         return await retrying(self._once, prompt)
@@ -104,6 +105,7 @@ def _may_pass(error: BaseException) -> bool:
     return not (failures.is_fatal(error) or failures.is_rejected(error))
 
 
+_sleep = asyncio.sleep
 _backoff = tenacity.wait_random_exponential(multiplier=0.5, max=30)
 
 
