@@ -82,9 +82,7 @@ def main() -> None:
     elif args.check:
         committed = committed_lock()
         if committed != strip(committed):
-            sys.exit(
-                "tools/lock.py: the committed uv.lock has addresses; run tools/lock.py, commit"
-            )
+            sys.exit("tools/lock.py: the committed uv.lock has addresses; run tools/lock.py")
         if committed != strip(completed(committed)):
             sys.exit("tools/lock.py: uv.lock does not match pyproject.toml; run `uv lock`, commit")
         print("uv.lock is up to date and has no addresses")

@@ -35,6 +35,7 @@ from ft_core.evaluation import Evaluation, compare
 from ft_embeddings import SentenceTransformersFinetuneEngine
 from ft_embeddings.instructions import Instructions
 
+SETTINGS = ("another company", "new questions")
 METRICS = ("ndcg@10", "hit_rate@1", "hit_rate@5", "mrr@10")
 PREDECESSOR = Path(__file__).parent / "predecessor_embeddings.py"
 
@@ -46,15 +47,16 @@ def main() -> None:
     parser.add_argument("--model", default=minilm(), help="hub name or folder of the base")
     parser.add_argument("--presets", nargs="*", default=["default", "fast"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[42])
+    parser.add_argument("--settings", nargs="*", choices=SETTINGS, default=SETTINGS)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args()
     lyft, uber = (
         EmbeddingQAFinetuneDataset.load(options.data / "finance-qa" / f"{name}.json")
         for name in ("train", "val")
     )
-    settings = {"another company": (lyft, uber), "new questions": new_questions(uber)}
     rows = []
-    for setting, (train, test) in settings.items():
+    for setting in options.settings:
+        train, test = (lyft, uber) if setting == "another company" else new_questions(uber)
         with tempfile.TemporaryDirectory() as folder:
             data = Path(folder) / "train.json"
             train.save(data)
@@ -63,8 +65,8 @@ def main() -> None:
             for name, train_one in trainings(options).items():
                 output = Path(folder) / name
                 seconds = train_one(data, output)
-                note(f"{setting}, {name}: {seconds:.0f} s")
                 rows.append(row(setting, base, score(str(output), test, name), seconds))
+                note(json.dumps(rows[-1]))
     if options.json:
         print(json.dumps(rows, indent=2))
     else:
@@ -78,7 +80,9 @@ def trainings(options: argparse.Namespace) -> dict[str, Callable[[Path, Path], f
 
         def predecessor(data: Path, output: Path) -> float:
             command = [options.predecessor_python, str(PREDECESSOR), data, options.model, output]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            done = subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, text=True, cwd=output.parent
+            )
             return float(done.stdout.split("seconds:")[1])
 
         found["predecessor"] = predecessor

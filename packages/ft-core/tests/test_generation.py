@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 import pytest
-from llama_index.core.llms import CompletionResponse, CustomLLM, LLMMetadata
+from llama_index.core.llms import CompletionResponse, CustomLLM, LLMMetadata, MockLLM
 from llama_index.core.llms.callbacks import llm_completion_callback
 from llama_index.core.schema import TextNode
 from pydantic import PrivateAttr
@@ -397,6 +397,11 @@ def test_an_llm_that_answers_nothing_or_prose_is_an_error_that_says_so(output, t
     with pytest.raises(GenerationError, match=f"no question came of 4 nodes: .*{reason}"):
         generate_qa_embedding_pairs(make_nodes(4), llm, output_path=output)
     assert not output.exists()
+
+
+def test_an_llm_that_repeats_its_instruction_gave_no_question(output):
+    with pytest.raises(GenerationError, match="no usable question"):
+        generate_qa_embedding_pairs(make_nodes(1), MockLLM(), output_path=output)
 
 
 def test_an_llm_that_answers_in_another_language_works(output):

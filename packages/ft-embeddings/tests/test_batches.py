@@ -29,13 +29,17 @@ def test_equal_texts_are_one_text_with_the_relevance_of_all_copies() -> None:
     texts = TrainingTexts.of(DATASET)
     assert texts.queries == ["one", "two", "four"]
     assert texts.documents == ["alpha", "beta", "gamma"]
-    assert texts.relevant == [{0, 1, 2}, {1}, {0}]
+    assert texts.relevant == [[0, 1, 2], [1], [0]]
 
 
-def test_first_relevant_document_only() -> None:
-    texts = TrainingTexts.of(DATASET, all_relevant=False)
-    assert texts.documents == ["alpha", "beta", "gamma"]
-    assert texts.relevant == [{0, 2}, {1}, {0}]  # "one" stands twice, with "alpha" and "gamma"
+def test_first_relevant_document_only_trains_it_but_knows_the_others() -> None:
+    texts = TrainingTexts.of(DATASET)
+    units = texts.units(seed=0, all_relevant=False)
+    pairs = {(query, unit["document"]) for unit in units for query in unit["queries"]}
+    assert pairs == {(0, 0), (1, 1), (2, 0)}
+    batch = Collator(texts, tokenize)(units)
+    assert batch["document_input_ids"] == ["alpha", "beta"]
+    assert batch["label"][batch["query_input_ids"].index("one")].tolist() == [1, 1]
 
 
 def test_known_relevant_documents_are_never_mined_negatives() -> None:

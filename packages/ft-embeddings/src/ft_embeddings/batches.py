@@ -42,8 +42,8 @@ class TrainingTexts:
 
     queries: list[str]
     documents: list[str]
-    relevant: list[set[int]]
-    """Query to its relevant documents."""
+    relevant: list[list[int]]
+    """Query to its relevant documents, in the dataset's order."""
     negatives: list[list[int]]
     """Query to documents mined as hard negatives; may be empty."""
 
@@ -52,13 +52,11 @@ class TrainingTexts:
         cls,
         dataset: EmbeddingQAFinetuneDataset,
         negatives: Mapping[str, Sequence[str]] | None = None,
-        *,
-        all_relevant: bool = True,
     ) -> TrainingTexts:
         """Index a dataset; `negatives` maps query ids to document ids."""
         queries: dict[str, int] = {}
         documents: dict[str, int] = {}
-        relevant: list[set[int]] = []
+        relevant: list[list[int]] = []
         hard: list[list[int]] = []
 
         def document_index(document: str) -> int:
@@ -67,24 +65,27 @@ class TrainingTexts:
         for query, text in dataset.queries.items():
             row = queries.setdefault(text.strip(), len(queries))
             if row == len(relevant):
-                relevant.append(set())
+                relevant.append([])
                 hard.append([])
-            named = (
-                dataset.relevant_docs[query] if all_relevant else dataset.relevant_docs[query][:1]
-            )
-            relevant[row].update(map(document_index, named))
+            relevant[row].extend(map(document_index, dataset.relevant_docs[query]))
             hard[row].extend(map(document_index, (negatives or {}).get(query, ())))
+        relevant = [list(dict.fromkeys(row)) for row in relevant]
         hard = [
             [document for document in dict.fromkeys(row) if document not in known]
             for row, known in zip(hard, relevant, strict=True)
         ]
         return cls(list(queries), list(documents), relevant, hard)
 
-    def units(self, *, seed: int) -> list[dict[str, Any]]:
-        """Return rows {"document": index, "queries": indices} with each relevant pair once."""
+    def units(self, *, seed: int, all_relevant: bool = True) -> list[dict[str, Any]]:
+        """Return rows {"document": index, "queries": indices} with each relevant pair once.
+
+        Args:
+            seed: of the order of a document's queries.
+            all_relevant: False takes the first relevant document of each query only.
+        """
         asking: dict[int, list[int]] = {}
         for query, documents in enumerate(self.relevant):
-            for document in sorted(documents):
+            for document in documents if all_relevant else documents[:1]:
                 asking.setdefault(document, []).append(query)
         shuffle = random.Random(seed).shuffle
         units = []

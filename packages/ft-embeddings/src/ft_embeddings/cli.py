@@ -10,8 +10,7 @@ import typer
 from ft_core.console import JsonOption, note, show
 
 demo = typer.Typer(
-    help="Fine-tune an embedding model on a small corpus and prove the gain, start to finish.",
-    invoke_without_command=True,
+    help="Fine-tune an embedding model on a small corpus and prove the gain, start to finish."
 )
 embeddings = typer.Typer(help="Train and evaluate embedding models.", no_args_is_help=True)
 
@@ -20,7 +19,7 @@ ModelOption = Annotated[
 ]
 
 
-@demo.callback()
+@demo.command()
 def run_demo(
     output: Annotated[Path, typer.Option(help="Folder for data, model and report.")] = Path(
         "ft-demo"

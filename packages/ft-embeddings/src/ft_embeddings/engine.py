@@ -229,6 +229,7 @@ class SentenceTransformersFinetuneEngine:
             matryoshka_dims=self.matryoshka_dims,
             guide=self.guide,
             every_document=self.every_document,
+            all_relevant=self.use_all_docs,
             lora=self.lora,
             validation=validation,
             metric=self.metric,
@@ -240,7 +241,7 @@ class SentenceTransformersFinetuneEngine:
             report_to=self.report_to,
             show_progress=self.show_progress_bar,
         )
-        texts = TrainingTexts.of(dataset, negatives, all_relevant=self.use_all_docs)
+        texts = TrainingTexts.of(dataset, negatives)
         training.train(model, texts, run)
         if validation is not None:
             evaluations.append(training.evaluate(model, validation, instructions, name="tuned"))
@@ -286,12 +287,11 @@ class SentenceTransformersFinetuneEngine:
             return None
         if isinstance(self.negatives, Mapping):
             return self.negatives
-        from llama_index.embeddings.huggingface import HuggingFaceEmbedding
-
         from ft_core.mining import mine_hard_negatives
+        from ft_embeddings import training
 
-        untrained = HuggingFaceEmbedding(
-            model_name=self.model_id,
+        untrained = training.load_embedding(
+            self.model_id,
             query_instruction=instructions.query or None,
             text_instruction=instructions.text or None,
             trust_remote_code=self.trust_remote_code,
@@ -343,6 +343,8 @@ class SentenceTransformersFinetuneEngine:
                 evaluation.name: {metric: evaluation.mean(metric) for metric in evaluation.scores}
                 for evaluation in self.report.runs
             }
+        from ft_embeddings import training
+
         manifest = Manifest(
             kind=self.kind,
             base_model=self.model_id,
@@ -351,15 +353,9 @@ class SentenceTransformersFinetuneEngine:
             metrics=metrics,
             versions=library_versions(LIBRARIES),
         )
-        # LlamaIndex looks for `query` and `text`; sentence-transformers for `document`.
-        model.prompts = {
-            "query": instructions.query,
-            "document": instructions.text,
-            "text": instructions.text,
-        }
         try:
             with saving(self.model_output_path, manifest) as folder:
-                model.save_pretrained(str(folder), create_model_card=False)
+                training.save(model, folder, instructions)
         except OSError as error:
             raise TrainingError(
                 f"{self.model_output_path}: the trained model cannot be saved: {error}. The last "
@@ -375,14 +371,14 @@ def load_embedding(folder: Path | str, kind: str, **kwargs: Any) -> HuggingFaceE
     """
     settings = read_manifest(folder, kind).settings
 
-    from llama_index.embeddings.huggingface import HuggingFaceEmbedding
+    from ft_embeddings import training
 
     instructions = {
         name: settings[name]
         for name in ("query_instruction", "text_instruction")
         if settings.get(name)
     }
-    return HuggingFaceEmbedding(model_name=str(folder), **{**instructions, **kwargs})
+    return training.load_embedding(str(folder), **{**instructions, **kwargs})
 
 
 def saved_instructions(model: str) -> Instructions:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 KIND = "router"
 
+DEFAULTS = {"metric": "hit_rate@1", "base_weight": 0.0, "frozen_share": 0.0}
+"""Every choice is seen in training, so there is nothing unseen to hold the base back for."""
+
 
 class RouterFinetuneEngine:
     """Fine-tune an embedding model to pick the right choice, and return it as a selector.
@@ -58,7 +61,7 @@ class RouterFinetuneEngine:
             model_id,
             model_output_path,
             val_dataset=validation,
-            **{"metric": "hit_rate@1", "frozen_share": 0.0, **settings},
+            **{**DEFAULTS, **settings},
         )
         self._engine.kind = KIND
         self._engine.every_document = True

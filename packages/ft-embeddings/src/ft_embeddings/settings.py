@@ -93,5 +93,5 @@ class TrainingSettings:
 
 PRESETS = {
     "default": TrainingSettings(),
-    "fast": TrainingSettings(epochs=1),
+    "fast": TrainingSettings(epochs=1, batch_size=16),
 }

@@ -23,8 +23,8 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
-from sentence_transformers.training_args import BatchSamplers
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -55,6 +55,7 @@ class Run:
     matryoshka_dims: Sequence[int] | None = None
     guide: Any = None
     every_document: bool = False
+    all_relevant: bool = True
     lora: Mapping[str, Any] | None = None
     validation: EmbeddingQAFinetuneDataset | None = None
     metric: str = "ndcg@10"
@@ -80,6 +81,14 @@ def load_model(model_id: str, *, trust_remote_code: bool = False, device: Any = 
         raise ArgumentError(
             "model_id", f"{model_id!r} cannot be loaded: {_first_line(error)}"
         ) from error
+
+
+def load_embedding(model: str, **kwargs: Any) -> Any:
+    """Load a model from the hub or a folder as LlamaIndex's `HuggingFaceEmbedding`."""
+    from llama_index.embeddings.huggingface import HuggingFaceEmbedding
+
+    with quiet_unless_terminal():
+        return HuggingFaceEmbedding(model_name=model, **kwargs)
 
 
 def evaluate(
@@ -163,6 +172,18 @@ def quiet_unless_terminal() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
+def save(model: Any, folder: Path, instructions: Instructions) -> None:
+    """Write a model as sentence-transformers does, with the instructions as its prompts."""
+    # LlamaIndex looks for `query` and `text`; sentence-transformers for `document`.
+    model.prompts = {
+        "query": instructions.query,
+        "document": instructions.text,
+        "text": instructions.text,
+    }
+    with quiet_unless_terminal():
+        model.save_pretrained(str(folder), create_model_card=False)
+
+
 def has_fast_bf16(device: torch.device) -> bool:
     """Say whether the device multiplies in bfloat16 faster than in float32."""
     if device.type == "cuda":
@@ -177,9 +198,11 @@ def _trainer(model: Any, texts: TrainingTexts, run: Run) -> Any:
     settings = run.settings
     custom = not isinstance(run.loss, str)
     if custom:
-        rows, collator = _pairs(texts), None
+        rows, collator = _pairs(texts, run.all_relevant), None
     else:
-        rows = datasets.Dataset.from_list(texts.units(seed=settings.seed))
+        rows = datasets.Dataset.from_list(
+            texts.units(seed=settings.seed, all_relevant=run.all_relevant)
+        )
         collator = Collator(
             texts,
             model.preprocess,
@@ -233,7 +256,7 @@ def _trainer(model: Any, texts: TrainingTexts, run: Run) -> Any:
         evaluator = _ValidationEvaluator(run.validation, run.instructions)
         if run.patience is not None:
             callbacks.append(EarlyStoppingCallback(run.patience))
-    trainer = SentenceTransformerTrainer(
+    trainer = _Trainer(
         model=model,
         args=arguments,
         train_dataset=rows,
@@ -245,6 +268,11 @@ def _trainer(model: Any, texts: TrainingTexts, run: Run) -> Any:
     # It prints each log line to standard output, which belongs to the caller.
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+class _Trainer(SentenceTransformerTrainer):
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Collect nothing for a model card: `ft_core.artifacts` writes its own."""
 
 
 class _ValidationEvaluator(BaseEvaluator):
@@ -292,13 +320,13 @@ def _guide_vectors(model: Any, texts: TrainingTexts, run: Run) -> tuple[np.ndarr
     )
 
 
-def _pairs(texts: TrainingTexts) -> Any:
+def _pairs(texts: TrainingTexts, all_relevant: bool) -> Any:
     """Return (anchor, positive[, negative]) rows, as sentence-transformers' losses take them."""
     rows = [
         {"anchor": texts.queries[query], "positive": texts.documents[document]}
         | {f"negative_{i}": texts.documents[n] for i, n in enumerate(texts.negatives[query], 1)}
         for query, documents in enumerate(texts.relevant)
-        for document in sorted(documents)
+        for document in (documents if all_relevant else documents[:1])
     ]
     # Rows need the same columns: keep as many negatives as every query has.
     columns = set.intersection(*(set(row) for row in rows))

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol, TypeAlias
 
 from ft_core.errors import ArgumentError
-from ft_core.generation.parsing import ends_as_question, parse_questions
+from ft_core.generation.parsing import ends_as_question, parse_questions, question_key
 from ft_core.generation.sentences import split_sentences
 
 DEFAULT_QA_GENERATE_PROMPT_TMPL = """\
@@ -88,14 +88,16 @@ class InstructStyle:
             raise ArgumentError(
                 "qa_generate_prompt_tmpl", "has no {context_str}, the place of the node's text"
             )
+        self._instruction = question_key(self._fill("", 2))
 
     def prompts(self, text: str, count: int) -> Iterator[Prompt]:
         """Yield the one prompt."""
         yield self._fill(text, count)
 
     def read(self, answer: str, text: str) -> list[str]:
-        """Return the questions that the answer holds."""
-        return parse_questions(answer)
+        """Return the questions that the answer holds, without any that the instruction holds."""
+        questions = parse_questions(answer)
+        return [q for q in questions if question_key(q) not in self._instruction]
 
     def _fill(self, text: str, count: int) -> str:
         return str(self._template.format(context_str=text, num_questions_per_chunk=count))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,7 +71,7 @@ def run(
         f"{len(heldout.queries)} held-out questions"
     )
 
-    say("2/4 training, and scoring the base and the tuned model on the held-out questions")
+    say("2/4 training")
     engine = SentenceTransformersFinetuneEngine(
         folder / "train.json",
         model_id=model_id,
@@ -86,7 +85,9 @@ def run(
     training_seconds = time.perf_counter() - started
 
     say("3/4 proof: base and tuned on the held-out questions")
-    base, tuned = _embedding(model_id), engine.get_finetuned_model()
+    from ft_embeddings import training
+
+    base, tuned = training.load_embedding(model_id), engine.get_finetuned_model()
     report = _compare(base, tuned, heldout)
     html = folder / "report.html"
     report.save_html(html)
@@ -110,13 +111,6 @@ def packaged_minilm() -> str:
             "a model with --model"
         )
     return str(Path(spec.origin).parent / "model")
-
-
-def _embedding(model_id: str) -> BaseEmbedding:
-    from llama_index.embeddings.huggingface import HuggingFaceEmbedding
-
-    embedding: BaseEmbedding = HuggingFaceEmbedding(model_name=os.fspath(model_id))
-    return embedding
 
 
 def _compare(base: BaseEmbedding, tuned: BaseEmbedding, heldout: Any) -> Report:

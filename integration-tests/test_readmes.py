@@ -1,0 +1,105 @@
+"""What the READMEs tell a user to type works.
+
+The `python` blocks of a README run in order as one script, in an empty folder that holds
+`train.json` and `val.json`. One thing differs from what is printed: the model that has to come
+from a hub is replaced by the same model from a package.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import model_assets
+import pytest
+import typer
+
+from ft_core.cli import app
+from ft_embeddings.demo import corpus
+
+ROOT = Path(__file__).resolve().parents[1]
+READMES = {
+    path.relative_to(ROOT).as_posix(): path
+    for path in (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("packages/*/README.md")))
+}
+HUB_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def only(language: str, readme: Path) -> str:
+    """Return the README with every line blank that is not in a block of the language.
+
+    So the line numbers of a traceback are those of the README.
+    """
+    kept, inside = [], ""
+    for line in readme.read_text(encoding="utf-8").splitlines():
+        fence = re.fullmatch(r"```(\w*)", line)
+        if fence:
+            inside = "" if inside else fence[1] or "text"
+        kept.append(line if inside == language and not fence else "")
+    assert not inside, f"{readme}: a block is not closed"
+    return "\n".join(kept) + "\n"
+
+
+def ft_commands(readme: Path) -> list[str]:
+    """Return the `ft ...` lines of the console blocks, without `uv run` before and # behind."""
+    text = only("console", readme).replace("\\\n", " ")
+    lines = (re.sub(r"^\s*(\$ )?(uv run )?", "", line) for line in text.splitlines())
+    return [line for line in lines if line.split()[:1] == ["ft"]]
+
+
+def write_datasets(folder: Path) -> None:
+    """Write `train.json` and `val.json`: a part of the demo's corpus, for the sake of time."""
+    for name, whole in {"train": corpus.training(), "val": corpus.heldout()}.items():
+        queries = list(whole.queries)[:32]
+        documents = {document for query in queries for document in whole.relevant_docs[query]}
+        whole.select(queries, corpus=documents).save(folder / f"{name}.json")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [name for name in READMES if only("python", READMES[name]).strip()]
+)
+def test_the_python_blocks_run(name: str, tmp_path: Path) -> None:
+    readme = READMES[name]
+    write_datasets(tmp_path)
+    script = tmp_path / f"{readme.parent.name}-{readme.stem}.py"
+    code = only("python", readme).replace(f'"{HUB_MODEL}"', repr(model_assets.minilm()))
+    script.write_text(code, encoding="utf-8")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+
+    result = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+
+    if result.returncode:
+        pytest.fail(f"{name}:\n{result.stdout}{result.stderr}", pytrace=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [(name, line) for name, readme in READMES.items() for line in ft_commands(readme)],
+)
+def test_the_commands_and_their_options_exist(name: str, line: str) -> None:
+    command = typer.main.get_command(app)
+    words = shlex.split(line, comments=True)[1:]
+    while hasattr(command, "commands") and words and not words[0].startswith("-"):
+        assert words[0] in command.commands, f"{name}: there is no `ft ... {words[0]}`"
+        command = command.commands[words.pop(0)]
+
+    known = {"--help"}.union(*(option.opts + option.secondary_opts for option in command.params))
+    used = {word.split("=")[0] for word in words if word.startswith("-")}
+    assert used <= known, f"{name}: `{line}`"
+    # What cannot be loaded takes any arguments and has no parameter at all.
+    assert command.params or hasattr(command, "commands"), command.help
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_the_links_to_files_lead_somewhere(name: str) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", READMES[name].read_text(encoding="utf-8"))
+    files = [link.partition("#")[0] for link in links if not re.match(r"[a-z]+:", link)]
+
+    assert [file for file in files if not (READMES[name].parent / file).exists()] == []
