@@ -6,11 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from openai_server import API_DESCRIPTION, OpenAIServer, two_questions
 
 pytest.importorskip("llama_index.llms.openai_like")

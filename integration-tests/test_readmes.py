@@ -1,8 +1,9 @@
 """What the READMEs tell a user to type works.
 
 The `python` blocks of a README run in order as one script, in an empty folder that holds
-`train.json` and `val.json`. One thing differs from what is printed: the model that has to come
-from a hub is replaced by the same model from a package.
+`train.json` and `val.json`. Two things differ from what is printed: the model that has to come
+from a hub is replaced by the same model from a package, and the address of an LLM server by
+that of a small real one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import model_assets
 import pytest
 import typer
+from openai_server import OpenAIServer
 
 from ft_core.cli import app
 from ft_embeddings.demo import corpus
@@ -27,6 +29,7 @@ READMES = {
     for path in (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("packages/*/README.md")))
 }
 HUB_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+LLM_SERVER = "http://127.0.0.1:8000/v1"
 
 
 def only(language: str, readme: Path) -> str:
@@ -67,13 +70,14 @@ def test_the_python_blocks_run(name: str, tmp_path: Path) -> None:
     readme = READMES[name]
     write_datasets(tmp_path)
     script = tmp_path / f"{readme.parent.name}-{readme.stem}.py"
-    code = only("python", readme).replace(f'"{HUB_MODEL}"', repr(model_assets.minilm()))
-    script.write_text(code, encoding="utf-8")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 
-    result = subprocess.run(
-        [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    with OpenAIServer() as server:
+        code = only("python", readme).replace(f'"{HUB_MODEL}"', repr(model_assets.minilm()))
+        script.write_text(code.replace(LLM_SERVER, server.url), encoding="utf-8")
+        result = subprocess.run(
+            [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
 
     if result.returncode:
         pytest.fail(f"{name}:\n{result.stdout}{result.stderr}", pytrace=False)

@@ -416,3 +416,13 @@ def test_importing_the_pack_loads_nothing_heavy() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
     )
     assert shown.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_what_it_says_however_often_it_is_asked_for() -> None:
+    import ft_embeddings
+
+    for _ in range(2):  # a module of the same name would take its place at the second time
+        for name in ft_embeddings.__all__:
+            assert callable(getattr(ft_embeddings, name)), name
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = ft_embeddings.Nothing  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from ft_core.datasets import EmbeddingQAFinetuneDataset
     from ft_core.generation import generate_qa_embedding_pairs
     from ft_embeddings.engine import SentenceTransformersFinetuneEngine
-    from ft_embeddings.reindex import reindex
+    from ft_embeddings.reindexing import reindex
     from ft_embeddings.retrieval_handler import RetrievalHandler
     from ft_embeddings.router import RouterFinetuneEngine
     from ft_embeddings.selector import EmbeddingSelector
@@ -20,7 +20,7 @@ _MODULES = {
     "RouterFinetuneEngine": "ft_embeddings.router",
     "SentenceTransformersFinetuneEngine": "ft_embeddings.engine",
     "generate_qa_embedding_pairs": "ft_core.generation",
-    "reindex": "ft_embeddings.reindex",
+    "reindex": "ft_embeddings.reindexing",
 }
 
 __all__ = [

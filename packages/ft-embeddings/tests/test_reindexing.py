@@ -15,7 +15,7 @@ from llama_index.core.vector_stores.types import BasePydanticVectorStore
 from pydantic import Field
 
 from ft_core.errors import ArgumentError, FTError
-from ft_embeddings.reindex import reindex
+from ft_embeddings import reindex
 
 DOCUMENTS = [
     Document(
