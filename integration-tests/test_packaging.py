@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -46,7 +47,8 @@ def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> s
         list(map(str, command)), cwd=cwd, env=env, capture_output=True, text=True
     )
     if result.returncode:
-        pytest.fail(f"{' '.join(map(str, command))}\n{result.stdout}{result.stderr}", pytrace=False)
+        print(result.stdout, result.stderr)  # pytest shows it, and keeps its summary short
+        pytest.fail(f"exit code {result.returncode}: {shlex.join(map(str, command))}")
     return result.stdout
 
 

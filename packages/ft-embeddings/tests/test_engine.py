@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -294,26 +296,63 @@ def test_a_foreign_folder_is_refused_before_any_work(
     assert (mine / "chapter.txt").read_text() == "years of work"
 
 
-def test_a_full_disk_while_saving_leaves_the_last_good_model(
-    dataset: EmbeddingQAFinetuneDataset, tiny_model: str, tmp_path: Path
-) -> None:
-    output = tmp_path / "out"
-    engine(dataset, tiny_model, output, epochs=1, seed=1).finetune()
-    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
-
-    # A limit on the size of a file makes the kernel refuse the write, as a full disk does.
-    again = engine(dataset, tiny_model, output, epochs=1, seed=2, checkpoint_save_steps=10_000)
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Let the kernel refuse to write more than 20 kB to a file, as a full disk refuses."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises((TrainingError, OSError, RuntimeError)):
-            again.finetune()
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
-    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_full_disk_in_training_leaves_the_last_good_model(
+    dataset: EmbeddingQAFinetuneDataset, tiny_model: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    engine(dataset, tiny_model, output, epochs=1, seed=1).finetune()
+    before = files(output)
+    again = engine(dataset, tiny_model, output, epochs=1, seed=2)
+    with full_disk(), pytest.raises(TrainingError, match="a checkpoint cannot be written"):
+        again.finetune()
+    assert files(output) == before
+
+
+def test_a_full_disk_while_saving_leaves_the_last_good_model(
+    dataset: EmbeddingQAFinetuneDataset,
+    tiny_model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ft_embeddings import training
+
+    output = tmp_path / "out"
+    engine(dataset, tiny_model, output, epochs=1, seed=1).finetune()
+    before = files(output)
+    # The disk fills up after the last checkpoint, so it is the real save that fails.
+    real_save = training.save
+
+    def save_on_a_full_disk(*arguments: Any) -> None:
+        with full_disk():
+            real_save(*arguments)
+
+    monkeypatch.setattr(training, "save", save_on_a_full_disk)
+    with pytest.raises(TrainingError, match="the trained model cannot be written"):
+        engine(dataset, tiny_model, output, epochs=1, seed=2).finetune()
+    assert files(output) == before
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".partial")]
+
+    monkeypatch.undo()  # there is room again: no epoch is trained twice
+    resumed = engine(dataset, tiny_model, output, epochs=1, seed=2, resume_from_checkpoint=True)
+    resumed.finetune()
+    assert files(output) != before
 
 
 def test_instructions_are_trained_with_and_come_back_in_the_model(

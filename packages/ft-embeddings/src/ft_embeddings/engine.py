@@ -18,7 +18,7 @@ from ft_core.artifacts import (
     saving,
 )
 from ft_core.datasets import EmbeddingQAFinetuneDataset
-from ft_core.errors import ArgumentError, ArtifactError, TrainingError
+from ft_core.errors import ArgumentError, ArtifactError
 from ft_core.files import content_hash
 from ft_embeddings.instructions import Instructions, instructions_for
 from ft_embeddings.settings import LOSSES, TrainingSettings
@@ -353,14 +353,8 @@ class SentenceTransformersFinetuneEngine:
             metrics=metrics,
             versions=library_versions(LIBRARIES),
         )
-        try:
-            with saving(self.model_output_path, manifest) as folder:
-                training.save(model, folder, instructions)
-        except OSError as error:
-            raise TrainingError(
-                f"{self.model_output_path}: the trained model cannot be saved: {error}. The last "
-                f"good one is untouched; make room and go on with resume_from_checkpoint=True"
-            ) from error
+        with saving(self.model_output_path, manifest) as folder:
+            training.save(model, folder, instructions)
 
 
 def load_embedding(folder: Path | str, kind: str, **kwargs: Any) -> HuggingFaceEmbedding:

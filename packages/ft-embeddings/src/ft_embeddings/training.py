@@ -17,6 +17,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -118,7 +119,8 @@ def train(model: Any, texts: TrainingTexts, run: Run) -> None:
     """Train `model` in place; afterwards it holds the weights to keep.
 
     Raises:
-        TrainingError: the loss became NaN, or the checkpoints are another run's.
+        TrainingError: the weights became NaN, a checkpoint cannot be written, or the
+            checkpoints are another run's.
         ArgumentError: a setting does not fit the model.
     """
     settings = run.settings
@@ -133,7 +135,7 @@ def train(model: Any, texts: TrainingTexts, run: Run) -> None:
         _add_lora(model, run.lora)
 
     checkpoint = _prepare_checkpoints(run)
-    with quiet_unless_terminal():
+    with quiet_unless_terminal(), _writing("a checkpoint", run.checkpoints):
         _trainer(model, texts, run).train(resume_from_checkpoint=checkpoint)
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
         raise TrainingError(
@@ -180,8 +182,22 @@ def save(model: Any, folder: Path, instructions: Instructions) -> None:
         "document": instructions.text,
         "text": instructions.text,
     }
-    with quiet_unless_terminal():
+    with quiet_unless_terminal(), _writing("the trained model", folder):
         model.save_pretrained(str(folder), create_model_card=False)
+
+
+@contextmanager
+def _writing(what: str, folder: Path) -> Iterator[None]:
+    """Turn what the libraries raise on a full disk into one error, and let others through."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise TrainingError(
+            f"{folder}: {what} cannot be written: {_first_line(error)}; what was saved before is "
+            "as it was. Make room, and go on with resume_from_checkpoint=True"
+        ) from error
 
 
 def has_fast_bf16(device: torch.device) -> bool:
