@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 KIND = "router"
 
-DEFAULTS = {"metric": "hit_rate@1", "base_weight": 0.0, "frozen_share": 0.0}
+DEFAULTS = {"metric": "hit_rate@1", "epochs": 6, "base_weight": 0.0, "frozen_share": 0.0}
 """Every choice is seen in training, so there is nothing unseen to hold the base back for."""
 
 
