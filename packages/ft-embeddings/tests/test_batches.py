@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ft_core.datasets import EmbeddingQAFinetuneDataset
+from ft_core.errors import ArgumentError
 from ft_embeddings.batches import (
     QUERIES_PER_UNIT,
     Collator,
@@ -45,6 +47,13 @@ def test_first_relevant_document_only_trains_it_but_knows_the_others() -> None:
 def test_known_relevant_documents_are_never_mined_negatives() -> None:
     texts = TrainingTexts.of(DATASET, {"q1": ["c", "b"], "q2": ["a", "a", "c"]})
     assert texts.negatives == [[], [0, 2], []]
+
+
+def test_unknown_ids_among_the_negatives_are_named() -> None:
+    with pytest.raises(ArgumentError, match="negatives: 'q9' is not a query of the dataset"):
+        TrainingTexts.of(DATASET, {"q9": ["a"]})
+    with pytest.raises(ArgumentError, match="negatives: 'z', of 'q1', is not a document"):
+        TrainingTexts.of(DATASET, {"q1": ["z"]})
 
 
 def test_units_hold_each_pair_once_and_no_unit_is_all_one_document() -> None:

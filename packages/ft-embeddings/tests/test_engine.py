@@ -237,7 +237,8 @@ def test_early_stopping_keeps_the_best_checkpoint(
 
 
 TRAIN = """
-import sys
+import logging, sys
+logging.basicConfig(level=logging.INFO)
 from ft_embeddings import SentenceTransformersFinetuneEngine
 SentenceTransformersFinetuneEngine(
     sys.argv[1], model_id=sys.argv[2], model_output_path=sys.argv[3], epochs=40, batch_size=8,
@@ -263,14 +264,11 @@ def test_training_killed_in_the_middle_goes_on_from_its_last_checkpoint(
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert not output.exists()
-    (done,) = {path.parent.name for path in checkpoints.glob("checkpoint-*/trainer_state.json")} & {
-        max((p.name for p in checkpoints.glob("checkpoint-*")), key=lambda n: int(n.split("-")[1]))
-    } or {None}
     resumed = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert resumed.returncode == 0, resumed.stderr
+    assert f"resuming from {checkpoints / 'checkpoint-'}" in resumed.stderr
     assert (output / "model.safetensors").exists()
     assert not checkpoints.exists()
-    assert done is None or int(done.split("-")[1]) < 40 * 3
 
 
 def test_checkpoints_of_other_data_are_not_resumed(

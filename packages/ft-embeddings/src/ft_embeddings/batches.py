@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ft_core.datasets import EmbeddingQAFinetuneDataset
+from ft_core.errors import ArgumentError
 
 QUERIES_PER_UNIT = 4
 """A document with more queries than this becomes several units, so that no batch is all one
@@ -53,7 +54,19 @@ class TrainingTexts:
         dataset: EmbeddingQAFinetuneDataset,
         negatives: Mapping[str, Sequence[str]] | None = None,
     ) -> TrainingTexts:
-        """Index a dataset; `negatives` maps query ids to document ids."""
+        """Index a dataset; `negatives` maps query ids to document ids.
+
+        Raises:
+            ArgumentError: `negatives` names a query or document that the dataset has not.
+        """
+        for query, named in (negatives or {}).items():
+            if query not in dataset.queries:
+                raise ArgumentError("negatives", f"{query!r} is not a query of the dataset")
+            for document in named:
+                if document not in dataset.corpus:
+                    raise ArgumentError(
+                        "negatives", f"{document!r}, of {query!r}, is not a document of the dataset"
+                    )
         queries: dict[str, int] = {}
         documents: dict[str, int] = {}
         relevant: list[list[int]] = []

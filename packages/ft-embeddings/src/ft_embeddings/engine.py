@@ -66,7 +66,7 @@ class SentenceTransformersFinetuneEngine:
         checkpoint_save_steps: steps between checkpoints; once per epoch by default. With
             `val_dataset` a checkpoint is written at each evaluation.
         checkpoint_save_total_limit: checkpoints kept; 0 keeps the last, and the best.
-        preset: `default`, or `fast` for about a third of the time.
+        preset: `default`, or `fast` for less than half of its time.
         learning_rate, scheduler, warmup_ratio, weight_decay, scale, dropout, frozen_share,
             base_weight, max_length, precision, seed: see `TrainingSettings`.
         lora: True, or arguments of `peft.LoraConfig`, to train low-rank updates. They are

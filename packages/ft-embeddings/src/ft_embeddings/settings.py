@@ -19,7 +19,7 @@ LOSSES = (
 class TrainingSettings:
     """The numbers of a training run; `PRESETS` holds the ones with a name.
 
-    The defaults were chosen on data that no benchmark of this project reports on.
+    The defaults were chosen on tasks that no benchmark of this project reports.
     """
 
     epochs: int = 3
