@@ -281,6 +281,15 @@ def test_checkpoints_of_other_data_are_not_resumed(
     other = engine(heldout, tiny_model, tmp_path / "out", epochs=1, resume_from_checkpoint=True)
     with pytest.raises(TrainingError, match="checkpoints of other data or settings"):
         other.finetune()
+    query = next(iter(dataset.queries))
+    (relevant,) = dataset.relevant_docs[query]
+    negative = next(document for document in dataset.corpus if document != relevant)
+    other = engine(
+        dataset, tiny_model, tmp_path / "out", epochs=1, resume_from_checkpoint=True,
+        negatives={query: [negative]},
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match="checkpoints of other data or settings"):
+        other.finetune()
 
 
 def test_a_foreign_folder_is_refused_before_any_work(

@@ -323,6 +323,12 @@ class SentenceTransformersFinetuneEngine:
             )
         return report
 
+    def _negatives_setting(self) -> int | str:
+        """Return their number, or of given ones a hash: other negatives are another run."""
+        if isinstance(self.negatives, Mapping):
+            return content_hash({query: list(named) for query, named in self.negatives.items()})
+        return self.negatives
+
     def _settings(self) -> dict[str, Any]:
         """Return what was asked for, as `ft.json` records it."""
         return {
@@ -330,7 +336,8 @@ class SentenceTransformersFinetuneEngine:
             "loss": self.loss if isinstance(self.loss, str) else type(self.loss).__name__,
             "matryoshka_dims": None if self.matryoshka_dims is None else list(self.matryoshka_dims),
             "lora": None if self.lora is None else dict(self.lora),
-            "negatives": self.negatives if isinstance(self.negatives, int) else "given",
+            "guide": self.guide if self.guide is None else str(self.guide),
+            "negatives": self._negatives_setting(),
             "use_all_docs": self.use_all_docs,
             "query_instruction": self._instructions().query,
             "text_instruction": self._instructions().text,

@@ -42,9 +42,9 @@ class TrainingSettings:
     """Share of the encoder's layers, from the lowest, that stay as they are together with
     the token embeddings. Ignored with LoRA."""
     base_weight: float = 0.5
-    """Share of the base model in the weights that are kept. Above 0, the result gives up a
-    little on text like the training data and keeps more of what the base knew of other
-    text (WiSE-FT, Wortsman et al. 2021, arXiv:2109.01903)."""
+    """Share of the base model in the weights that are kept. Above 0, the result gives up some
+    of its gain on passages that had training questions and keeps more of what the base knew
+    of others (WiSE-FT, Wortsman et al. 2021, arXiv:2109.01903)."""
     max_length: int | None = None
     """Tokens per text in training; the model's own limit by default, which always holds
     for the model that is returned."""
