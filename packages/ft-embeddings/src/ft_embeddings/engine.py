@@ -336,7 +336,7 @@ class SentenceTransformersFinetuneEngine:
             "loss": self.loss if isinstance(self.loss, str) else type(self.loss).__name__,
             "matryoshka_dims": None if self.matryoshka_dims is None else list(self.matryoshka_dims),
             "lora": None if self.lora is None else dict(self.lora),
-            "guide": self.guide if self.guide is None else str(self.guide),
+            "guide": self.guide if self.guide is None or isinstance(self.guide, str) else "given",
             "negatives": self._negatives_setting(),
             "use_all_docs": self.use_all_docs,
             "query_instruction": self._instructions().query,
