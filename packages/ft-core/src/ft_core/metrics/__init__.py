@@ -13,6 +13,7 @@ from ft_core.metrics.significance import (
     Interval,
     PairedTest,
     bootstrap_interval,
+    paired_max_test,
     paired_randomisation_test,
 )
 
@@ -23,6 +24,7 @@ __all__ = [
     "Qrels",
     "Run",
     "bootstrap_interval",
+    "paired_max_test",
     "paired_randomisation_test",
     "parse_metric",
     "rank_documents",
