@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import re
 from collections.abc import Iterable
 from pathlib import Path
+
+import numpy as np
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from pydantic import PrivateAttr
 
 
 def minilm() -> str:
@@ -60,3 +66,75 @@ def tiny_sentence_transformer(folder: Path, texts: Iterable[str], *, dim: int = 
     model = SentenceTransformer(modules=[transformer, Pooling(dim)], device="cpu")
     model.save_pretrained(str(folder / "model"), create_model_card=False)
     return str(folder / "model")
+
+
+class HashingEmbedding(BaseEmbedding):  # type: ignore[misc]
+    """A bag of words, each hashed to a random direction: deterministic, and needs no model.
+
+    Texts that share words are near each other. It takes note of all that it is asked to embed.
+    """
+
+    dim: int = 32
+    model_name: str = "hashing"
+
+    _texts: list[str] = PrivateAttr(default_factory=list)
+    _queries: list[str] = PrivateAttr(default_factory=list)
+    _batches: list[int] = PrivateAttr(default_factory=list)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "HashingEmbedding"
+
+    @property
+    def text_calls(self) -> int:
+        """How many texts were embedded, in batches or alone."""
+        return len(self._texts)
+
+    @property
+    def query_calls(self) -> int:
+        """How many queries were embedded."""
+        return len(self._queries)
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts that were embedded, in order; one that was asked for twice is here twice."""
+        return list(self._texts)
+
+    @property
+    def queries(self) -> list[str]:
+        """The queries that were embedded, in order."""
+        return list(self._queries)
+
+    @property
+    def batches(self) -> list[int]:
+        """The sizes of the batches of texts that were embedded, in order."""
+        return list(self._batches)
+
+    def vector(self, text: str) -> list[float]:
+        """Return the unit vector of a text, without counting."""
+        words = re.findall(r"\w+", text.lower()) or [""]
+        total = np.sum([self._direction(word) for word in words], axis=0)
+        unit: list[float] = (total / (np.linalg.norm(total) or 1.0)).tolist()
+        return unit
+
+    def _direction(self, word: str) -> np.ndarray:
+        seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big")
+        return np.random.default_rng(seed).standard_normal(self.dim)
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        self._queries.append(query)
+        return self.vector(query)
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return self._get_query_embedding(query)
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        self._texts.append(text)
+        return self.vector(text)
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        self._batches.append(len(texts))
+        return [self._get_text_embedding(text) for text in texts]
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return self._get_text_embeddings(texts)
