@@ -21,19 +21,24 @@ def foreign(word: str) -> str:
     return word[::-1] + "u"
 
 
-def translated(start: int = 0, stop: int = 60, *, documents: int = 90) -> Dataset:
+def translated(start: int = 0, stop: int = 60, *, documents: int = 90, shared: int = 0) -> Dataset:
     """Questions in another language than documents: chance for a bag of words, easy to learn.
 
     The corpus is always the same; the questions are those about its documents start to stop.
+    Each has `shared` words of its document as they are.
     """
     fixed = random.Random(0)
     corpus: dict[str, str] = {}
     while len(corpus) < documents:
         words = sorted(fixed.sample(WORDS, 3))
         corpus["-".join(words)] = " ".join(words)
+
+    def question(words: list[str]) -> str:
+        return " ".join([*words[:shared], *map(foreign, words[shared:])])
+
     asked = list(corpus)[start:stop]
     return Dataset(
-        queries={f"q-{key}": " ".join(map(foreign, corpus[key].split())) for key in asked},
+        queries={f"q-{key}": question(corpus[key].split()) for key in asked},
         corpus=corpus,
         relevant_docs={f"q-{key}": [key] for key in asked},
     )
@@ -63,3 +68,14 @@ def perfect() -> Dataset:
         for query, documents in data.relevant_docs.items()
     }
     return Dataset(queries=queries, corpus=data.corpus, relevant_docs=data.relevant_docs)
+
+
+@pytest.fixture(scope="session")
+def related() -> Dataset:
+    """As `dataset`, for an index: its vectors have to show that they are of the model."""
+    return translated(shared=1)
+
+
+@pytest.fixture(scope="session")
+def related_heldout() -> Dataset:
+    return translated(60, 90, shared=1)

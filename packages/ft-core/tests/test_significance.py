@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ft_core.errors import ArgumentError
-from ft_core.metrics import bootstrap_interval, paired_randomisation_test
+from ft_core.metrics import bootstrap_interval, paired_max_test, paired_randomisation_test
 
 
 def mean_of_difference(x, y, axis):
@@ -159,3 +159,110 @@ def test_memory_does_not_grow_with_queries_times_resamples():
 def test_bad_input(base, other, settings, message):
     with pytest.raises(ArgumentError, match=message):
         paired_randomisation_test(base, other, **settings)
+
+
+@pytest.mark.parametrize("n", [6, 9, 12])
+@pytest.mark.parametrize("shift", [0.0, 0.1, 0.3])
+def test_one_candidate_gets_the_p_value_of_the_pair(n, shift):
+    rng = np.random.default_rng(n)
+    base = rng.random(n)
+    other = base + rng.normal(shift, 0.2, size=n)
+    exact = paired_randomisation_test(base, other).p_value
+    (p_value,) = paired_max_test(base, [other], resamples=20_000)
+    error = np.sqrt(exact * (1 - exact) / 20_000)
+    assert p_value == pytest.approx(exact, abs=4 * error + 1 / 20_000)
+
+
+def test_the_worst_candidate_counts_as_much_as_the_best():
+    rng = np.random.default_rng(3)
+    base, step = np.zeros(50), np.abs(rng.normal(size=50)) + 0.1
+    better, worse = paired_max_test(base, [step, -step])
+    assert better == worse < 0.001
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 6), st.integers(3, 40))
+def test_more_candidates_never_lower_p(seed, candidates, n):
+    rng = np.random.default_rng(seed)
+    base = rng.random(n)
+    others = base + rng.normal(0.1, 0.3, size=(candidates, n))
+    for count in range(1, candidates):
+        fewer = paired_max_test(base, others[:count], resamples=300)
+        more = paired_max_test(base, others[: count + 1], resamples=300)
+        assert (more[:count] >= fewer).all()
+
+
+def test_many_unlike_candidates_cost_much_and_copies_nothing():
+    rng = np.random.default_rng(0)
+    base = np.zeros(60)
+    best = rng.normal(0.3, 1, size=60)
+    (alone,) = paired_max_test(base, [best])
+    copies = paired_max_test(base, [best] * 40)
+    assert copies.tolist() == [alone] * 40
+    assert paired_max_test(base, [best, 3 * best]).tolist() == [alone] * 2  # nor does a scale
+    among = paired_max_test(base, [best, *rng.normal(size=(40, 60))])[0]
+    assert alone < 0.01
+    assert among > 3 * alone
+
+
+def test_a_candidate_that_changes_nothing_gets_p_of_one():
+    base = np.random.default_rng(0).random(30)
+    same, better = paired_max_test(base, [base, base + 0.5])
+    assert same == 1
+    assert better == 1 / 10_001
+
+
+def test_under_the_null_the_smallest_p_is_below_a_level_as_often_as_the_level_says():
+    rng = np.random.default_rng(8)
+    smallest, unadjusted = [], []
+    for trial in range(600):
+        # Candidates that are much alike, as the epochs of one training.
+        walk = np.cumsum(rng.normal(size=(8, 40)), axis=0)
+        smallest.append(paired_max_test(np.zeros(40), walk, resamples=399, seed=trial).min())
+        unadjusted.append(paired_max_test(np.zeros(40), [best_of(walk)], resamples=399)[0])
+    # 30 expected, with a standard deviation of 5.3.
+    assert 16 <= np.sum(np.array(smallest) <= 0.05) <= 46
+    # Tested as if it had been the only one, the best would pass far more often.
+    assert np.sum(np.array(unadjusted) <= 0.05) > 60
+
+
+def best_of(candidates):
+    return max(candidates, key=lambda row: abs(row.sum()) / np.sqrt((row**2).sum()))
+
+
+def test_the_max_test_is_reproducible():
+    rng = np.random.default_rng(1)
+    base, others = rng.random(40), rng.random((3, 40)) + 0.05
+    first = paired_max_test(base, others, seed=5)
+    assert first.tolist() == paired_max_test(base, others, seed=5).tolist()
+    assert first.tolist() != paired_max_test(base, others, seed=6).tolist()
+
+
+def test_memory_of_the_max_test_does_not_grow_with_queries_times_resamples():
+    rng = np.random.default_rng(0)
+    base, others = rng.random(5000), rng.random((3, 5000))
+    tracemalloc.start()
+    paired_max_test(base, others, resamples=4000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 64 * 2**20  # all at once would be 160 MB for the signs alone
+
+
+@pytest.mark.parametrize(
+    ("base", "others", "settings", "message"),
+    [
+        ([], [[]], {}, "base: needs at least one number"),
+        ([1.0, 2.0], [1.0, 2.0], {}, r"others: needs shape \(candidates, 2\), not \(2,\)"),
+        ([1.0, 2.0], [[1.0]], {}, r"others: needs shape \(candidates, 2\), not \(1, 1\)"),
+        ([1.0], np.empty((0, 1)), {}, "others: needs shape"),
+        ([1.0], [[float("inf")]], {}, "others: holds a NaN or an infinity"),
+        ([float("nan")], [[1.0]], {}, "base: the value at position 0 is not finite"),
+        ([1.0], [[1.0]], {"resamples": 0}, "resamples: must be at least 1"),
+        ([1.0], [[1.0]], {"seed": -1}, "seed: must be 0 or more"),
+        ([1.0, 2.0], [[1.0, 2.0], [1.0]], {}, "others: needs rows of 2 numbers each"),
+        ([1.0], [["a"]], {}, "others: needs rows of 1 numbers each"),
+    ],
+)
+def test_bad_input_of_the_max_test(base, others, settings, message):
+    with pytest.raises(ArgumentError, match=message):
+        paired_max_test(base, others, **settings)

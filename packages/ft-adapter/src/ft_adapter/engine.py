@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ft_adapter.embedding import AdapterEmbeddingModel
     from ft_adapter.index_vectors import IndexVectors
     from ft_adapter.retriever import AdaptedRetriever
+    from ft_adapter.saved import SavedAdapter
     from ft_adapter.training import HeldOut, Selection
     from ft_adapter.vector_cache import VectorCache
     from ft_adapter.vectors import Vectors
@@ -145,6 +146,8 @@ class EmbeddingAdapterFinetuneEngine:
         self.cache_dir = cache_dir
         self.show_progress = show_progress
         self._index: VectorStoreIndex | None = None
+        self._document_vectors: Mapping[str, Sequence[float]] | None = None
+        self._check_index = True
         self.report: Report | None = None
         """Identity against adapter on held-out questions, once `finetune` has run."""
         self.selection: Selection | None = None
@@ -156,6 +159,9 @@ class EmbeddingAdapterFinetuneEngine:
         index: VectorStoreIndex,
         dataset: Any,
         embed_model: BaseEmbedding | None = None,
+        *,
+        document_vectors: Mapping[str, Sequence[float]] | None = None,
+        check_index: bool = True,
         **kwargs: Any,
     ) -> Self:
         """Return an engine that takes the documents' vectors out of an index.
@@ -167,6 +173,9 @@ class EmbeddingAdapterFinetuneEngine:
             index: any `VectorStoreIndex` whose vector store can list its vectors.
             dataset: as for the constructor.
             embed_model: the model that the index was built with; the index's own by default.
+            document_vectors: node id to vector, for a store whose vectors cannot be read.
+            check_index: refuse an index where relevant documents are no closer to their
+                questions than others, since it then seems to be of another model.
             kwargs: as for the constructor.
         """
         if kwargs.get("sides") == "both":
@@ -175,6 +184,8 @@ class EmbeddingAdapterFinetuneEngine:
             )
         engine = cls(dataset, embed_model or index._embed_model, **kwargs)
         engine._index = index
+        engine._document_vectors = document_vectors
+        engine._check_index = check_index
         return engine
 
     @classmethod
@@ -318,15 +329,19 @@ class EmbeddingAdapterFinetuneEngine:
         train_data: EmbeddingQAFinetuneDataset,
         validation: EmbeddingQAFinetuneDataset | None,
     ) -> tuple[Vectors, Vectors | None]:
-        from ft_adapter.index_vectors import index_vectors
+        from ft_adapter.index_vectors import given_vectors, index_vectors
         from ft_adapter.vectors import embedded, from_index
 
-        stored: IndexVectors | None = None if self._index is None else index_vectors(self._index)
+        stored: IndexVectors | None = None
+        if self._document_vectors is not None:
+            stored = given_vectors(self._document_vectors)
+        elif self._index is not None:
+            stored = index_vectors(self._index)
 
         def of(data: EmbeddingQAFinetuneDataset) -> Vectors:
             if stored is None:
                 return embedded(data, cache, self.show_progress)
-            return from_index(data, stored, cache, self.show_progress)
+            return from_index(data, stored, cache, self.show_progress, check=self._check_index)
 
         vectors = of(train_data)
         if self.dim is not None and self.dim != vectors.dimension:
@@ -360,7 +375,13 @@ class EmbeddingAdapterFinetuneEngine:
 
         count = min(self.settings.folds, len(dataset.queries))
         fractions = {str(number): 1.0 for number in range(count)}
-        parts = split_by_query(dataset, fractions, seed=self.settings.seed)
+        try:
+            parts = split_by_query(dataset, fractions, seed=self.settings.seed)
+        except DatasetError:
+            raise DatasetError(
+                f"its questions are too much alike for {count} folds that share none; pass other "
+                "questions as val_dataset, or fewer folds"
+            ) from None
         row = {query: number for number, query in enumerate(vectors.query_ids)}
         folds = []
         for part in parts.values():
@@ -510,9 +531,7 @@ class EmbeddingAdapterFinetuneEngine:
         from ft_adapter.saved import load_adapter
 
         given = self.adapter_model
-        known = isinstance(given, str) or type(given) in BUILT_IN.values()
-        # The identity is a class of this pack, whatever was trained.
-        if known or is_identity(self.model_output_path):
+        if isinstance(given, str) or type(given) in BUILT_IN.values():
             return load_adapter(self.model_output_path)
         return load_adapter(self.model_output_path, adapter=given)
 

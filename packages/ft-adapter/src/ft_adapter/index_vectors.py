@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ft_core.errors import ArgumentError, FTError
+from ft_core.search import check_vectors
 
 if TYPE_CHECKING:
     from llama_index.core import VectorStoreIndex
@@ -70,6 +71,17 @@ def index_vectors(index: VectorStoreIndex) -> IndexVectors:
     except Exception as error:
         raise ArgumentError("index", f"its {name} cannot be read ({error!r}); {_HINT}") from error
     return matrix.result()
+
+
+def given_vectors(vectors: Mapping[str, Any]) -> IndexVectors:
+    """Return vectors by node id as if an index held them, for a store that cannot be read.
+
+    Raises:
+        ArgumentError: there is none, or one is ragged or not finite; names the node.
+    """
+    matrix = check_vectors("document_vectors", list(vectors.values()), names=list(vectors))
+    ids = [str(node) for node in vectors]
+    return IndexVectors(ids, matrix.astype(np.float32), [None] * len(ids))
 
 
 class _Matrix:

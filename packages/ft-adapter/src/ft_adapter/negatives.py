@@ -9,6 +9,7 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 
 from ft_adapter.vectors import Vectors
 from ft_core.datasets import EmbeddingQAFinetuneDataset
+from ft_core.errors import ArgumentError
 from ft_core.mining import mine_hard_negatives
 
 
@@ -51,6 +52,12 @@ def mined(
         query: [document for document in documents if document in known]
         for query, documents in dataset.relevant_docs.items()
     }
+    if not any(relevant.values()):
+        raise ArgumentError(
+            "negatives",
+            "cannot be mined: the dataset's ids are those of documents, and the index holds "
+            "parts of them; make the dataset from the nodes of the index, or give negatives",
+        )
     usable = EmbeddingQAFinetuneDataset(
         queries={query: dataset.queries[query] for query in dataset.queries if relevant[query]},
         corpus=known,

@@ -164,7 +164,7 @@ def load_adapter(
     Args:
         folder: with `ft.json`, or with the predecessor's two files.
         adapter_cls: the adapter's class, when it is not of this pack. Given, it must be the
-            class that was saved.
+            class that was saved, unless the folder holds the identity.
         adapter: in place of `adapter_cls`, an instance of the same shape, for a class
             without `get_config_dict`. It is copied, not changed.
 
@@ -179,6 +179,8 @@ def load_adapter(
         return _load_legacy(folder, adapter_cls, adapter)
     read_manifest(folder, KIND)
     header = _read_header(folder)
+    if header.identity:  # what training falls back to, whatever class was trained
+        adapter_cls = adapter = None
     given = adapter_cls if adapter is None else type(adapter)
     if given is not None and _class_name(given) != header.class_name:
         raise ArtifactError(

@@ -1,6 +1,6 @@
 """How an adapter is trained: one frozen object, with defaults chosen on two filings.
 
-The defaults were chosen on tasks that no report shows; see the README.
+They were chosen on two tasks that no report shows (see the README).
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from ft_core.errors import ArgumentError
+from ft_core.metrics import parse_metric
 
 Loss = Literal["full_corpus", "in_batch", "hard_negatives", "margin"]
 Sides = Literal["query", "both"]
 
 LOSSES: tuple[str, ...] = get_args(Loss)
+DEPTH = 100
+"""Documents in a ranking, as in `ft_core.evaluation`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +65,8 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
-            _check(name, getattr(self, name) >= 1, "is at least 1", getattr(self, name))
+            value = getattr(self, name)
+            _check(name, isinstance(value, int) and value >= 1, "is a whole number from 1", value)
         for name in ("learning_rate", "scale"):
             _check(name, getattr(self, name) > 0, "is above 0", getattr(self, name))
         for name in (
@@ -75,6 +79,8 @@ class TrainingSettings:
             _check(name, getattr(self, name) >= 0, "is at least 0", getattr(self, name))
         _check("folds", self.folds >= 2, "is at least 2", self.folds)
         _check("significance", 0 < self.significance <= 1, "lies in (0, 1]", self.significance)
+        k = parse_metric(self.metric).k
+        _check("metric", k is None or k <= DEPTH, f"has at most @{DEPTH}", self.metric)
         _check("loss", self.loss in LOSSES, f"is one of {', '.join(LOSSES)}", self.loss)
         _check("sides", self.sides in get_args(Sides), "is query or both", self.sides)
 

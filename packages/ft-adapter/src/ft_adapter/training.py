@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ft_adapter.losses import Pairs, loss_of
-from ft_adapter.settings import TrainingSettings
+from ft_adapter.settings import DEPTH, TrainingSettings
 from ft_adapter.vectors import Vectors, as_tensors
 from ft_core.errors import ArgumentError, TrainingError
 from ft_core.metrics import paired_max_test, score_rankings
@@ -25,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 Rankings = dict[str, list[str]]
 Negatives = Mapping[str, Sequence[str]]
-
-DEPTH = 100  # documents in a ranking, as in `ft_core.evaluation`
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,9 +267,16 @@ def _exhausted(means: Sequence[float], patience: int) -> bool:
 
 
 def pick_device(device: Any = None) -> torch.device:
-    """Return the device asked for, or the best there is."""
+    """Return the device asked for, or the best there is.
+
+    Raises:
+        ArgumentError: torch knows no such device.
+    """
     if device is not None:
-        return torch.device(device)
+        try:
+            return torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise ArgumentError("device", f"{device!r} cannot be used: {error}") from None
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
