@@ -102,10 +102,10 @@ def test_a_folder_is_attached_and_its_base_model_checked(
 ) -> None:
     index = new_index(base)
     engines = [engine_of(index), engine_of(index)]
-    calls = base.text_calls
+    calls = base.query_calls
     hook = AdapterHook(save(tmp_path / "a"))
     hook.attach(engines)
-    assert base.text_calls == calls + 1
+    assert base.query_calls == calls + 1
     assert [found(engine) for engine in engines] == [DAWN, DAWN]
     hook.detach()
     assert [found(engine) for engine in engines] == [FEE, FEE]

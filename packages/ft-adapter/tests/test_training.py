@@ -406,8 +406,8 @@ def test_dropout_does_not_reach_selection() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epochs": 0}, "epochs: is at least 1, not 0"),
-        ({"batch_size": 0}, "batch_size: is at least 1, not 0"),
+        ({"epochs": 0}, "epochs: is a whole number from 1, not 0"),
+        ({"batch_size": 0}, "batch_size: is a whole number from 1, not 0"),
         ({"learning_rate": 0.0}, "learning_rate: is above 0"),
         ({"learning_rate": float("nan")}, "learning_rate: is above 0"),
         ({"scale": -1.0}, "scale: is above 0"),

@@ -18,7 +18,7 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 from model_assets import HashingEmbedding
 
 from ft_adapter import vector_cache
-from ft_adapter.vector_cache import VectorCache
+from ft_adapter.vector_cache import PROBE_TEXT, VectorCache
 from ft_core.errors import ArgumentError, ArtifactError, FTError
 
 TEXTS = {f"d{number}": f"text {number} " + "long " * (number % 5) for number in range(25)}
@@ -38,6 +38,13 @@ class Scripted(HashingEmbedding):
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+
+class Prefixed(HashingEmbedding):
+    """Puts an instruction before each query, as many models do."""
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return super()._get_query_embedding(f"query: {query}")
 
 
 def expected(texts: dict[str, str], model: HashingEmbedding | None = None) -> np.ndarray:
@@ -72,10 +79,6 @@ def test_a_second_run_embeds_only_what_is_new(tmp_path: Path) -> None:
 
 
 def test_a_query_is_not_taken_for_a_text(tmp_path: Path) -> None:
-    class Prefixed(HashingEmbedding):
-        def _get_query_embedding(self, query: str) -> list[float]:
-            return super()._get_query_embedding(f"query: {query}")
-
     model = Prefixed()
     cache = VectorCache(tmp_path, model)
     texts = cache.embed({"d": "the same words"}, "text", False)
@@ -85,6 +88,37 @@ def test_a_query_is_not_taken_for_a_text(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.embed({"d": "the same words"}, "text", False), texts)
     np.testing.assert_array_equal(again.embed({"q": "the same words"}, "query", False), queries)
     assert (model.text_calls, model.query_calls) == (1, 1)
+
+
+def test_queries_are_batched_where_the_model_treats_them_as_texts(tmp_path: Path) -> None:
+    model = HashingEmbedding(embed_batch_size=10)
+    vectors = VectorCache(tmp_path, model, batch_queries=True).embed(TEXTS, "query", False)
+    np.testing.assert_array_equal(vectors, expected(TEXTS))
+    assert (model.queries, model.batches) == ([PROBE_TEXT], [1, 10, 10, 5])
+    # They are queries in the file, and no documents.
+    again = HashingEmbedding()
+    np.testing.assert_array_equal(
+        VectorCache(tmp_path, again).embed(TEXTS, "query", False), vectors
+    )
+    assert (again.text_calls, again.query_calls) == (0, 0)
+    VectorCache(tmp_path, again).embed(TEXTS, "text", False)
+    assert again.text_calls == len(TEXTS)
+
+
+@pytest.mark.parametrize("texts", [TEXTS, {"q": "alone"}])
+def test_other_queries_are_asked_one_by_one(tmp_path: Path, texts: dict[str, str]) -> None:
+    model = Prefixed()
+    vectors = VectorCache(tmp_path, model, batch_queries=True).embed(texts, "query", False)
+    asked = {name: f"query: {text}" for name, text in texts.items()}
+    np.testing.assert_array_equal(vectors, expected(asked))
+    assert set(model.texts) <= {PROBE_TEXT}
+    assert set(asked.values()) <= set(model.queries)
+
+
+def test_the_model_is_asked_for_no_text_unless_allowed(tmp_path: Path) -> None:
+    model = HashingEmbedding()
+    VectorCache(tmp_path, model).embed(TEXTS, "query", False)
+    assert (model.text_calls, model.query_calls) == (0, len(TEXTS))
 
 
 def test_no_texts_give_no_rows_and_no_file(tmp_path: Path) -> None:
@@ -467,7 +501,7 @@ WORKER = """
 import sys, time
 from pathlib import Path
 from model_assets import HashingEmbedding
-from ft_adapter.vector_cache import VectorCache
+from ft_adapter.vector_cache import PROBE_TEXT, VectorCache
 
 class Slow(HashingEmbedding):
     def _get_text_embeddings(self, texts):

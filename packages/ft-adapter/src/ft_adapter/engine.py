@@ -261,7 +261,9 @@ class EmbeddingAdapterFinetuneEngine:
         from ft_adapter import training
         from ft_adapter.vector_cache import VectorCache
 
-        cache = VectorCache(self.cache_dir, self.embed_model)
+        # On an index, no call may be one for documents.
+        in_batches = self._index is None
+        cache = VectorCache(self.cache_dir, self.embed_model, batch_queries=in_batches)
         vectors, held_out = self._vectors(cache, train_data, validation)
         negatives = self._hard_negatives(train_data, vectors)
         runs = (
@@ -269,7 +271,8 @@ class EmbeddingAdapterFinetuneEngine:
             if held_out is None
             else [training.HeldOut(vectors, held_out)]
         )
-        with _seeded(self.settings.seed):
+        threads = training.few_threads(vectors.dimension, self.settings)
+        with _seeded(self.settings.seed), threads:
             adapter = self._adapter(vectors.dimension)
             training.check_adapter(adapter, vectors, self.settings)
             self.selection = training.select_epoch(
@@ -477,7 +480,8 @@ class EmbeddingAdapterFinetuneEngine:
         dimension: int,
     ) -> None:
         from ft_adapter.adapters import LinearLayer
-        from ft_adapter.saved import LIBRARIES, PROBE_TEXT, base_of, save_adapter
+        from ft_adapter.saved import LIBRARIES, base_of, save_adapter
+        from ft_adapter.vector_cache import PROBE_TEXT
 
         assert self.selection is not None
         # A query: the model of an index of 50,000 nodes is never asked for a document.

@@ -60,7 +60,7 @@ def evaluate_adapters(
     loaded = {name: load_adapter(folder) for name, folder in named.items()}
     for saved in loaded.values():
         check_base(saved, embed_model)
-    cache = VectorCache(cache_dir, embed_model)
+    cache = VectorCache(cache_dir, embed_model, batch_queries=index is None)
     vectors = (
         embedded(data, cache, show_progress)
         if index is None

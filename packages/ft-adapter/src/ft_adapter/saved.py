@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ft_adapter.adapters import BUILT_IN, LinearLayer, TwoLayerNN
+from ft_adapter.vector_cache import PROBE_TEXT
 from ft_core.artifacts import MANIFEST, Manifest, library_versions, read_manifest, saving
 from ft_core.errors import ArgumentError, ArtifactError, DatasetError
 from ft_core.files import read_json, restore_folder
@@ -35,12 +36,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KIND = "embedding-adapter"
-PROBE_TEXT = (
-    "The ferry leaves the old harbour at noon, carries forty passengers and their bicycles, "
-    "and reaches the island in about an hour."
-)
-"""What base models are told apart by: two that give it the same vector are taken for one."""
-
 SAME = 0.999
 """Cosine from which two vectors of one text count as equal: half precision passes."""
 
