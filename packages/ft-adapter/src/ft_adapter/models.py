@@ -6,7 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from ft_core.errors import ArgumentError
+from ft_core.errors import ArgumentError, first_line
 from ft_core.extras import import_extra
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def _openai(name: str) -> BaseEmbedding:
     try:
         model: BaseEmbedding = module.OpenAIEmbedding(model=name)
     except ValueError as error:
-        raise ArgumentError("embed-model", f"openai:{name}: {_first_line(error)}") from None
+        raise ArgumentError("embed-model", f"openai:{name}: {first_line(error)}") from None
     return model
 
 
@@ -70,11 +70,6 @@ def _huggingface(name: str) -> BaseEmbedding:
         model: BaseEmbedding = module.HuggingFaceEmbedding(model_name=name)
     except (OSError, ValueError) as error:
         raise ArgumentError(
-            "embed-model", f"{name!r} cannot be loaded: {_first_line(error)}; give {SPEC_HELP}"
+            "embed-model", f"{name!r} cannot be loaded: {first_line(error)}; give {SPEC_HELP}"
         ) from None
     return model
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

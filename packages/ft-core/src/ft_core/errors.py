@@ -49,3 +49,8 @@ class TrainingError(FTError):
 
 class GenerationError(FTError):
     """Generation that cannot finish: says which nodes failed, and why."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error of a library says first, or its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

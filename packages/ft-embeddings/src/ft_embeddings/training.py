@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -27,19 +23,25 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
-from transformers.utils import logging as transformers_logging
 
 from ft_core.datasets import EmbeddingQAFinetuneDataset
-from ft_core.errors import ArgumentError, TrainingError
+from ft_core.errors import ArgumentError, TrainingError, first_line
 from ft_core.evaluation import Evaluation, evaluate_vectors
 from ft_core.extras import import_extra
-from ft_core.files import atomic_write
+from ft_core.training import (
+    has_fast_bf16,
+    prepare_checkpoints,
+    quiet_unless_terminal,
+    writing,
+)
 from ft_embeddings.batches import Collator, TrainingTexts
 from ft_embeddings.instructions import Instructions
 from ft_embeddings.losses import CachedMultiPositiveRankingLoss, MultiPositiveRankingLoss
 from ft_embeddings.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
+
+_GO_ON = "go on with resume_from_checkpoint=True"
 
 
 @dataclass
@@ -80,7 +82,7 @@ def load_model(model_id: str, *, trust_remote_code: bool = False, device: Any = 
             return SentenceTransformer(model_id, trust_remote_code=trust_remote_code, device=device)
     except Exception as error:
         raise ArgumentError(
-            "model_id", f"{model_id!r} cannot be loaded: {_first_line(error)}"
+            "model_id", f"{model_id!r} cannot be loaded: {first_line(error)}"
         ) from error
 
 
@@ -134,8 +136,8 @@ def train(model: Any, texts: TrainingTexts, run: Run) -> None:
     else:
         _add_lora(model, run.lora)
 
-    checkpoint = _prepare_checkpoints(run)
-    with quiet_unless_terminal(), _writing("a checkpoint", run.checkpoints):
+    checkpoint = prepare_checkpoints(run.checkpoints, run.fingerprint, resume=run.resume)
+    with quiet_unless_terminal(), writing("a checkpoint", run.checkpoints, _GO_ON):
         _trainer(model, texts, run).train(resume_from_checkpoint=checkpoint)
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
         raise TrainingError(
@@ -154,26 +156,6 @@ def train(model: Any, texts: TrainingTexts, run: Run) -> None:
     model.eval()
 
 
-@contextmanager
-def quiet_unless_terminal() -> Iterator[None]:
-    """Keep the bars of transformers and datasets off a standard error that is no terminal.
-
-    Both draw bars for steps of milliseconds ("Writing model shards"), on terminals or not.
-    """
-    models_shown = transformers_logging.is_progress_bar_enabled()
-    data_shown = not datasets.utils.are_progress_bars_disabled()
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if models_shown:
-            transformers_logging.enable_progress_bar()
-        if data_shown:
-            datasets.enable_progress_bars()
-
-
 def save(model: Any, folder: Path, instructions: Instructions) -> None:
     """Write a model as sentence-transformers does, with the instructions as its prompts."""
     # LlamaIndex looks for `query` and `text`; sentence-transformers for `document`.
@@ -182,32 +164,8 @@ def save(model: Any, folder: Path, instructions: Instructions) -> None:
         "document": instructions.text,
         "text": instructions.text,
     }
-    with quiet_unless_terminal(), _writing("the trained model", folder):
+    with quiet_unless_terminal(), writing("the trained model", folder, _GO_ON):
         model.save_pretrained(str(folder), create_model_card=False)
-
-
-@contextmanager
-def _writing(what: str, folder: Path) -> Iterator[None]:
-    """Turn what the libraries raise on a full disk into one error, and let others through."""
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
-            raise
-        raise TrainingError(
-            f"{folder}: {what} cannot be written: {_first_line(error)}; what was saved before is "
-            "as it was. Make room, and go on with resume_from_checkpoint=True"
-        ) from error
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """Say whether the device multiplies in bfloat16 faster than in float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
-    return False
 
 
 def _trainer(model: Any, texts: TrainingTexts, run: Run) -> Any:
@@ -356,35 +314,6 @@ def _column_prompts(instructions: Instructions) -> dict[str, str] | None:
     return {column: prompt for column, prompt in prompts.items() if prompt} or None
 
 
-def _prepare_checkpoints(run: Run) -> str | None:
-    """Return the checkpoint to go on from, or clear the way for a new run.
-
-    Raises:
-        TrainingError: resuming was asked for, but the checkpoints are of other data or
-            settings; or the folder holds something else.
-    """
-    folder, marker = run.checkpoints, run.checkpoints / "run.json"
-    if folder.exists() and any(folder.iterdir()) and not marker.exists():
-        raise TrainingError(f"{folder}: is in the way of the checkpoints; move it")
-    if marker.exists() and run.resume:
-        if json.loads(marker.read_text())["fingerprint"] != run.fingerprint:
-            raise TrainingError(
-                f"{folder}: holds checkpoints of other data or settings; delete the folder, or "
-                "train with what they were made with"
-            )
-        # The state is written last: without it, the process died while saving.
-        complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-        if complete:
-            newest = max(complete, key=lambda path: int(path.name.rsplit("-", 1)[-1]))
-            logger.info("resuming from %s", newest)
-            return str(newest)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    with atomic_write(marker) as file:
-        json.dump({"fingerprint": run.fingerprint}, file)
-    return None
-
-
 def _set_dropout(model: Any, probability: float) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -435,7 +364,3 @@ def _blend(model: Any, before: Mapping[str, Any], share: float) -> None:
         for name, weight in model.state_dict().items():
             if weight.is_floating_point():
                 weight.lerp_(before[name].to(weight.device), share)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
