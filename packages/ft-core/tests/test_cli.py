@@ -17,7 +17,7 @@ from rich.table import Table
 from ft_core import __version__, cli
 from ft_core.catalogue import PACKS
 from ft_core.console import note, only_json, show
-from ft_core.datasets import EmbeddingQAFinetuneDataset
+from ft_core.datasets import ChatDataset, EmbeddingQAFinetuneDataset, PreferenceDataset
 from ft_core.evaluation import Evaluation
 from ft_core.metrics import score_rankings
 
@@ -472,3 +472,108 @@ class TestDatasetCommands:
         for name in ("test", "dev"):
             self.run(capsys, "convert", source, tmp_path / "beir", "--beir-split", name)
         assert self.run(capsys, "stats", tmp_path / "beir", "--beir-split", "dev")["queries"] == 4
+
+
+class TestConversations:
+    """The same commands on JSON Lines of conversations."""
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> str:
+        questions = [
+            "Why is the sky blue?",
+            "why is the sky blue",
+            "Who wrote Faust?",
+            "Why is it?",
+        ]
+        ChatDataset(
+            examples=[
+                {
+                    "messages": [
+                        {"role": "user", "content": question},
+                        {"role": "assistant", "content": "So it is."},
+                    ],
+                    "metadata": {"id": str(index)},
+                }
+                for index, question in enumerate([*questions, questions[-1]])
+            ]
+        ).save(tmp_path / "journal.jsonl")
+        return str(tmp_path / "journal.jsonl")
+
+    @pytest.fixture
+    def preferences(self, tmp_path: Path) -> str:
+        PreferenceDataset(
+            examples=[
+                {
+                    "input": {"messages": [{"role": "user", "content": question}]},
+                    "preferred_output": [{"role": "assistant", "content": "Yes, it is."}],
+                    "non_preferred_output": [{"role": "assistant", "content": "No."}],
+                }
+                for question in ("Is it?", "Who wrote Faust?")
+            ]
+        ).save(tmp_path / "preferences.jsonl")
+        return str(tmp_path / "preferences.jsonl")
+
+    def run(self, capsys, *arguments: object) -> dict[str, object]:
+        assert cli.run(["dataset", *map(str, arguments), "--json"]) == 0
+        document: dict[str, object] = json.loads(capsys.readouterr().out)
+        return document
+
+    def test_stats(self, source: str, preferences: str, capsys) -> None:
+        found = self.run(capsys, "stats", source)
+        assert (found["examples"], found["distinct questions"]) == (5, 3)
+        assert self.run(capsys, "stats", preferences)["median words per preferred answer"] == 3
+
+    def test_check(self, source: str, tmp_path: Path, capsys) -> None:
+        found = self.run(capsys, "check", source)
+        assert found["repeated examples"] == 1
+        assert found["examples of equal questions"] == [["1", "2"], ["4", "5"]]
+        assert cli.run(["dataset", "check", source]) == 0
+        assert "every message is right\nexamples: 5\n" in capsys.readouterr().out
+        (tmp_path / "bad.jsonl").write_text('{"messages": []}\n')
+        assert cli.run(["dataset", "check", str(tmp_path / "bad.jsonl")]) == 1
+        assert "bad.jsonl: line 1, messages: there is no message" in capsys.readouterr().err
+
+    def test_split(self, source: str, tmp_path: Path, capsys) -> None:
+        options = ("--fractions", "a=1, b=1", "--output-dir", tmp_path / "parts")
+        parts = self.run(capsys, "split", source, *options)
+        loaded = [ChatDataset.load(tmp_path / "parts" / f"{name}.jsonl") for name in "ab"]
+        assert [part["examples"] for part in parts.values()] == list(map(len, loaded))
+        ids = [{example.metadata["id"] for example in part} for part in loaded]
+        assert ids[0] | ids[1] == set("01234")
+        for pair in ({"0", "1"}, {"3", "4"}):
+            assert pair <= ids[0] or pair <= ids[1]
+        assert cli.run(["dataset", "split", source, *map(str, options)]) == 1
+        assert "exists; name another folder" in capsys.readouterr().err
+        assert self.run(capsys, "split", source, *options, "--overwrite", "--by", "query") == parts
+
+    @pytest.mark.parametrize("option", [("--by", "document"), ("--corpus", "all")])
+    def test_there_are_no_documents(
+        self, source: str, tmp_path: Path, capsys, option: tuple[str, str]
+    ) -> None:
+        command = ["dataset", "split", source, "--output-dir", str(tmp_path / "parts"), *option]
+        assert cli.run(command) == 1
+        assert "conversations split by query" in capsys.readouterr().err
+        assert not (tmp_path / "parts").exists()
+
+    def test_convert_a_journal_for_openai(
+        self, source: str, preferences: str, tmp_path: Path, capsys
+    ) -> None:
+        target = tmp_path / "openai.jsonl"
+        done = self.run(capsys, "convert", source, target)
+        assert done == {"output": str(target), "format": "openai", "examples": 5}
+        lines = [json.loads(line) for line in target.read_text().splitlines()]
+        assert [list(line) for line in lines] == [["messages"]] * 5
+        assert cli.run(["dataset", "convert", source, str(target)]) == 1
+        assert f"{target} exists" in capsys.readouterr().err
+        self.run(capsys, "convert", preferences, tmp_path / "dpo.jsonl")
+        assert (tmp_path / "dpo.jsonl").read_text() == Path(preferences).read_text()
+
+    def test_convert_to_what_it_is_not(self, source: str, tmp_path: Path, capsys) -> None:
+        qa = tmp_path / "qa.json"
+        EmbeddingQAFinetuneDataset(
+            queries={"q": "?"}, corpus={"d": "."}, relevant_docs={"q": ["d"]}
+        ).save(qa)
+        for wrong in ((source, tmp_path / "new"), (source, "a.json"), (qa, tmp_path / "a.jsonl")):
+            assert cli.run(["dataset", "convert", *map(str, wrong)]) == 1
+            assert f"{wrong[1]} will not do" in capsys.readouterr().err
+            assert not Path(wrong[1]).exists()

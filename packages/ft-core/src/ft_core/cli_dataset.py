@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typing_extensions import TypeIs
 
 from ft_core.console import JsonOption, note, show
 from ft_core.llms import SPEC_HELP
@@ -18,15 +19,20 @@ if TYPE_CHECKING:
     from llama_index.core.llms import LLM
     from llama_index.core.schema import TextNode
 
-    from ft_core.datasets import EmbeddingQAFinetuneDataset
+    from ft_core.datasets import ChatDataset, EmbeddingQAFinetuneDataset, PreferenceDataset
     from ft_core.generation import GenerationResult
+
+    Examples = ChatDataset | PreferenceDataset
+    Dataset = EmbeddingQAFinetuneDataset | Examples
 
 dataset_app = typer.Typer(help="Make and look at datasets.", no_args_is_help=True)
 
 SourceArgument = Annotated[
     Path,
     typer.Argument(
-        metavar="SOURCE", help="A JSON file, a BEIR folder, or one that Hugging Face saved."
+        metavar="SOURCE",
+        help="Of questions and documents: a JSON file, a BEIR folder, or one that Hugging Face "
+        "saved. Of conversations: a .jsonl file in OpenAI's chat or preference format.",
     ),
 ]
 BeirSplitOption = Annotated[
@@ -121,7 +127,7 @@ def generate(
 def stats(
     source: SourceArgument, beir_split: BeirSplitOption = "test", json: JsonOption = False
 ) -> None:
-    """Count queries and documents of SOURCE, and measure their lengths."""
+    """Count what SOURCE holds, and measure its lengths."""
     show(_read(source, beir_split).stats(), json=json)
 
 
@@ -135,7 +141,7 @@ def check(
     beir_split: BeirSplitOption = "test",
     json: JsonOption = False,
 ) -> None:
-    """Check every reference of SOURCE, and list the duplicates.
+    """Check every reference or message of SOURCE, and list the duplicates.
 
     Bad content is an error (exit code 1); duplicates are remarks.
     """
@@ -143,17 +149,10 @@ def check(
 
     limit = duplicates.DEFAULT_THRESHOLD if threshold is None else threshold
     dataset = _read(source, beir_split)
-    asked = {document for documents in dataset.relevant_docs.values() for document in documents}
-    found: dict[str, list[str] | list[list[str]]] = {
-        "documents without a query": [key for key in dataset.corpus if key not in asked],
-        "equal queries": duplicates.exact_duplicates(dataset.queries),
-        "near-duplicate queries": duplicates.near_duplicates(dataset.queries, threshold=limit),
-        "equal documents": duplicates.exact_duplicates(dataset.corpus),
-        "near-duplicate documents": duplicates.near_duplicates(dataset.corpus, threshold=limit),
-    }
-    counts = {"queries": len(dataset.queries), "documents": len(dataset.corpus)}
+    counts, found = _remarks(dataset, limit)
+    right = "message" if _is_examples(dataset) else "reference"
     lines = [
-        f"{source}: every reference is right",
+        f"{source}: every {right} is right",
         *[f"{name}: {count}" for name, count in counts.items()],
         *[_counted(name, keys) for name, keys in found.items()],
     ]
@@ -163,15 +162,18 @@ def check(
 @dataset_app.command()
 def split(
     source: SourceArgument,
-    output_dir: Annotated[Path, typer.Option(help="Folder for the parts, NAME.json each.")],
+    output_dir: Annotated[
+        Path, typer.Option(help="Folder for the parts, NAME.json or NAME.jsonl each.")
+    ],
     by: Annotated[
-        SplitBy,
+        SplitBy | None,
         typer.Option(
-            help="query: new questions about the same documents. document: unseen documents."
+            help="query: new questions about the same documents. document: unseen documents. "
+            "Default: document; query for conversations."
         ),
-    ] = SplitBy.document,
+    ] = None,
     fractions: Annotated[
-        str, typer.Option(help="Each part's share of the queries.")
+        str, typer.Option(help="Each part's share of the queries or conversations.")
     ] = "train=0.8,validation=0.2",
     corpus: Annotated[
         Corpus | None,
@@ -186,29 +188,23 @@ def split(
 ) -> None:
     """Split SOURCE so that no part holds a near-duplicate of another part's query."""
     from ft_core.errors import ArgumentError
-    from ft_core.splits import split_by_document, split_by_query
 
     shares = _fractions(fractions)
-    files = {name: output_dir / f"{name}.json" for name in shares}
+    dataset = _read(source, beir_split)
+    suffix = ".jsonl" if _is_examples(dataset) else ".json"
+    files = {name: output_dir / f"{name}{suffix}" for name in shares}
     existing = [str(file) for file in files.values() if file.exists()]
     if existing and not overwrite:
         raise ArgumentError(
             "--output-dir", f"{existing[0]} exists; name another folder or add --overwrite"
         )
-    function: Callable[..., dict[str, EmbeddingQAFinetuneDataset]] = (
-        split_by_query if by is SplitBy.query else split_by_document
-    )
-    settings = {} if corpus is None else {"corpus": corpus.value}
-    parts = function(_read(source, beir_split), shares, seed=seed, **settings)
+    parts = _split(dataset, shares, by, corpus, seed)
     for name, part in parts.items():
         part.save(files[name])
-    document = {
-        name: {"file": files[name], "queries": len(part.queries), "documents": len(part.corpus)}
-        for name, part in parts.items()
-    }
+    document = {name: {"file": files[name], **_counts(part)} for name, part in parts.items()}
     lines = [
-        f"{row['file']}: {row['queries']} queries, {row['documents']} documents"
-        for row in document.values()
+        f"{files[name]}: " + ", ".join(f"{count} {what}" for what, count in _counts(part).items())
+        for name, part in parts.items()
     ]
     show(document, "\n".join(lines), json=json)
 
@@ -217,7 +213,7 @@ def split(
 def convert(
     source: SourceArgument,
     target: Annotated[
-        Path, typer.Argument(metavar="TARGET", help="A file named *.json, or a folder.")
+        Path, typer.Argument(metavar="TARGET", help="A file named *.json or *.jsonl, or a folder.")
     ],
     to: Annotated[
         FolderFormat, typer.Option(help="What to write where TARGET is a folder.")
@@ -225,20 +221,24 @@ def convert(
     beir_split: BeirSplitOption = "test",
     json: JsonOption = False,
 ) -> None:
-    """Convert between JSON, BEIR folders and Hugging Face folders.
+    """Convert between JSON, BEIR folders and Hugging Face folders; or conversations for OpenAI.
 
     A BEIR folder takes several splits of one corpus, one call each; otherwise TARGET is new.
+    Conversations, such as a journal of calls, become the .jsonl file that OpenAI's
+    fine-tuning takes: without the journal's own fields.
     """
     from ft_core.errors import ArgumentError
     from ft_core.extras import import_extra
     from ft_core.files import atomic_folder
 
     dataset = _read(source, beir_split)
-    form = "json" if target.suffix == ".json" else to.value
+    form = _form(dataset, target, to)
     exists = target.exists() and not (target.is_dir() and not any(target.iterdir()))
     if exists and (form != "beir" or not (target / "corpus.jsonl").exists()):
         raise ArgumentError("TARGET", f"{target} exists; name a new file or folder")
-    if form == "json":
+    if _is_examples(dataset):
+        dataset.to_openai_jsonl(target)
+    elif form == "json":
         dataset.save(target)
     elif form == "beir":
         dataset.to_beir(target, beir_split)
@@ -248,23 +248,105 @@ def convert(
             import_extra("datasets", "ft-core[hf]").disable_progress_bars()
         with atomic_folder(target) as partial:
             tables.save_to_disk(str(partial))
-    document = {
-        "output": target,
-        "format": form,
-        "queries": len(dataset.queries),
-        "documents": len(dataset.corpus),
-    }
-    show(document, json=json)
+    show({"output": target, "format": form, **_counts(dataset)}, json=json)
 
 
-def _read(source: Path, beir_split: str) -> EmbeddingQAFinetuneDataset:
-    from ft_core.datasets import EmbeddingQAFinetuneDataset
+def _read(source: Path, beir_split: str) -> Dataset:
+    from ft_core.datasets import ChatDataset, EmbeddingQAFinetuneDataset, PreferenceDataset
 
-    if not source.is_dir():
+    if source.is_dir():
+        if (source / "corpus.jsonl").exists():
+            return EmbeddingQAFinetuneDataset.from_beir(source, beir_split)
+        return EmbeddingQAFinetuneDataset.from_huggingface(source)
+    if source.suffix != ".jsonl":
         return EmbeddingQAFinetuneDataset.load(source)
-    if (source / "corpus.jsonl").exists():
-        return EmbeddingQAFinetuneDataset.from_beir(source, beir_split)
-    return EmbeddingQAFinetuneDataset.from_huggingface(source)
+    return PreferenceDataset.load(source) if _has_preferences(source) else ChatDataset.load(source)
+
+
+def _has_preferences(source: Path) -> bool:
+    """Whether the first line of a file is of the preference format; bad lines are not."""
+    from ft_core.errors import DatasetError
+    from ft_core.files import read_jsonl
+
+    try:
+        _, first = next(read_jsonl(source))
+    except (DatasetError, StopIteration):
+        return False
+    return isinstance(first, dict) and "preferred_output" in first
+
+
+def _is_examples(dataset: Dataset) -> TypeIs[Examples]:
+    from ft_core.datasets import ChatDataset, PreferenceDataset
+
+    return isinstance(dataset, ChatDataset | PreferenceDataset)
+
+
+def _counts(dataset: Dataset) -> dict[str, int]:
+    if _is_examples(dataset):
+        return {"examples": len(dataset)}
+    return {"queries": len(dataset.queries), "documents": len(dataset.corpus)}
+
+
+def _remarks(
+    dataset: Dataset, threshold: float
+) -> tuple[dict[str, int], dict[str, list[str] | list[list[str]]]]:
+    """Return the counts of a check, and remark to the ids or example numbers that it is about."""
+    from ft_core.datasets.duplicates import exact_duplicates, near_duplicates
+
+    if _is_examples(dataset):
+        questions = {str(number): e.question() for number, e in enumerate(dataset, start=1)}
+        counts = {
+            **_counts(dataset),
+            "repeated examples": len(dataset) - len(dataset.deduplicated()),
+        }
+        return counts, {
+            "examples of equal questions": exact_duplicates(questions),
+            "examples of near-duplicate questions": near_duplicates(questions, threshold=threshold),
+        }
+    asked = {document for documents in dataset.relevant_docs.values() for document in documents}
+    return _counts(dataset), {
+        "documents without a query": [key for key in dataset.corpus if key not in asked],
+        "equal queries": exact_duplicates(dataset.queries),
+        "near-duplicate queries": near_duplicates(dataset.queries, threshold=threshold),
+        "equal documents": exact_duplicates(dataset.corpus),
+        "near-duplicate documents": near_duplicates(dataset.corpus, threshold=threshold),
+    }
+
+
+def _split(
+    dataset: Dataset,
+    shares: dict[str, float],
+    by: SplitBy | None,
+    corpus: Corpus | None,
+    seed: int,
+) -> Mapping[str, Dataset]:
+    from ft_core.errors import ArgumentError
+    from ft_core.splits import split_by_document, split_by_query
+
+    if _is_examples(dataset):
+        if by is SplitBy.document or corpus is not None:
+            raise ArgumentError("--by, --corpus", "conversations split by query, without a corpus")
+        return dataset.split(shares, seed)
+    function: Callable[..., dict[str, EmbeddingQAFinetuneDataset]] = (
+        split_by_query if by is SplitBy.query else split_by_document
+    )
+    settings = {} if corpus is None else {"corpus": corpus.value}
+    return function(dataset, shares, seed=seed, **settings)
+
+
+def _form(dataset: Dataset, target: Path, to: FolderFormat) -> str:
+    """Return the format to write."""
+    from ft_core.errors import ArgumentError
+
+    if _is_examples(dataset) != (target.suffix == ".jsonl"):
+        raise ArgumentError(
+            "TARGET",
+            "conversations are converted to a file named *.jsonl, and nothing else is: "
+            f"{target} will not do",
+        )
+    if _is_examples(dataset):
+        return "openai"
+    return "json" if target.suffix == ".json" else to.value
 
 
 def _fractions(text: str) -> dict[str, float]:

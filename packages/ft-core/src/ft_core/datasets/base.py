@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from typing_extensions import Self
 
 from ft_core import files
 from ft_core.errors import DatasetError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class FinetuneDataset(BaseModel):
@@ -48,17 +50,22 @@ class FinetuneDataset(BaseModel):
 
     @classmethod
     def _checked(cls, content: Any, source: Path | str | None = None) -> Self:
-        try:
-            return cls.model_validate(content)
-        except DatasetError as error:
-            raise (error if source is None else error.at(source)) from None
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = "".join(
-                f".{part}" if isinstance(part, str) and part.isidentifier() else f"[{part!r}]"
-                for part in first["loc"]
-            ).lstrip(".")
-            raise DatasetError(first["msg"], source=source, place=place) from None
+        return validated(cls, content, source)
 
     def _content(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
+
+
+def validated(model: type[Model], content: Any, source: Path | str | None = None) -> Model:
+    """Return `content` as a pydantic model; what is wrong with it is a `DatasetError`."""
+    try:
+        return model.model_validate(content)
+    except DatasetError as error:
+        raise (error if source is None else error.at(source)) from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = "".join(
+            f".{part}" if isinstance(part, str) and part.isidentifier() else f"[{part!r}]"
+            for part in first["loc"]
+        ).lstrip(".")
+        raise DatasetError(first["msg"], source=source, place=place) from None

@@ -1,4 +1,4 @@
-"""Metrics of rankings, and how sure they are."""
+"""Metrics of rankings and of texts, and how sure they are."""
 
 from ft_core.metrics.ranking import (
     Metric,
@@ -16,6 +16,7 @@ from ft_core.metrics.significance import (
     paired_max_test,
     paired_randomisation_test,
 )
+from ft_core.metrics.text import rouge_l
 
 __all__ = [
     "Interval",
@@ -28,6 +29,7 @@ __all__ = [
     "paired_randomisation_test",
     "parse_metric",
     "rank_documents",
+    "rouge_l",
     "score_rankings",
     "score_run",
 ]

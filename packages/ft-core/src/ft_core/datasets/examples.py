@@ -1,0 +1,229 @@
+"""Datasets of independent examples: one a line of a JSON Lines file, split by question."""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from typing_extensions import Self
+
+from ft_core import files
+from ft_core.datasets.base import FinetuneDataset, validated
+from ft_core.datasets.duplicates import DEFAULT_THRESHOLD
+from ft_core.datasets.grouping import split_texts
+from ft_core.errors import DatasetError
+
+logger = logging.getLogger(__name__)
+
+
+class Example(BaseModel):
+    """What both kinds of example share."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    def question(self) -> str:
+        """Return the text that decides on which side of a split the example goes."""
+        raise NotImplementedError
+
+    def to_openai(self) -> dict[str, Any]:
+        """Return the line of OpenAI's fine-tuning file."""
+        raise NotImplementedError
+
+    def content(self) -> dict[str, Any]:
+        """Return the fields that are set, as they are saved."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+ExampleT = TypeVar("ExampleT", bound=Example)
+
+
+class ExampleDataset(FinetuneDataset, Generic[ExampleT]):
+    """Examples in a JSON Lines file, one a line."""
+
+    examples: list[ExampleT]
+    """At least one."""
+
+    _example: ClassVar[type[Example]]
+
+    @field_validator("examples", mode="before")
+    @classmethod
+    def _check_each(cls, examples: Any) -> Any:
+        if isinstance(examples, str | Mapping) or not isinstance(examples, Iterable):
+            return examples  # for pydantic to refuse
+        return [
+            _placed(cls._example, example, f"examples[{index}]", ".")
+            for index, example in enumerate(examples)
+        ]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.examples:
+            raise DatasetError("has no example")
+        return self
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __iter__(self) -> Iterator[ExampleT]:  # type: ignore[override]
+        return iter(self.examples)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read and check a JSON Lines file.
+
+        In a journal, where every line has `metadata`, a line that a killed process left
+        unfinished is passed over with a warning.
+
+        Raises:
+            DatasetError: names the file, the line, the place in it and the reason.
+        """
+        try:
+            examples = [
+                _placed(cls._example, value, f"line {number}", ", ")
+                for number, value in _lines(path)
+            ]
+        except DatasetError as error:
+            raise (error if error.source else error.at(path)) from None
+        return cls._checked({"examples": examples}, path)
+
+    @classmethod
+    def coerce(cls, dataset: Any) -> Self:
+        """Return `dataset` as this class: itself, a path, or examples (objects or dicts).
+
+        Raises:
+            DatasetError: it is none of these, or its content is bad.
+        """
+        if isinstance(dataset, cls):
+            return dataset
+        if isinstance(dataset, str | Path):
+            return cls.load(dataset)
+        return cls._checked({"examples": dataset})
+
+    def save(self, path: Path | str) -> None:
+        """Write one example a line; the file is written whole or not at all."""
+        _write(path, (example.content() for example in self.examples))
+
+    def to_openai_jsonl(self, path: Path | str) -> None:
+        """Write the file that OpenAI's fine-tuning takes: without `metadata` and the like."""
+        _write(path, (example.to_openai() for example in self.examples))
+
+    def split(
+        self,
+        fractions: Mapping[str, float] | None = None,
+        seed: int = 0,
+        key: Callable[[ExampleT], str] | None = None,
+        *,
+        threshold: float = DEFAULT_THRESHOLD,
+    ) -> dict[str, Self]:
+        """Split by question: one that is asked in one part is in no other, in other words either.
+
+        Args:
+            fractions: part name to its share of the examples, any positive numbers;
+                `{"train": 0.8, "validation": 0.2}` by default.
+            seed: the same seed gives the same parts.
+            key: what the question of an example is; its `question()` by default.
+            threshold: similarity from which two questions count as the same (see
+                `ft_core.datasets.duplicates.similarity`).
+
+        Returns:
+            The parts by name, none empty, each in the order of this dataset.
+
+        Raises:
+            ArgumentError: fractions that are not positive numbers, or a bad threshold.
+            DatasetError: there are fewer different questions than parts.
+        """
+        parts = split_texts(
+            {
+                str(index): key(example) if key else example.question()
+                for index, example in enumerate(self.examples)
+            },
+            {"train": 0.8, "validation": 0.2} if fractions is None else fractions,
+            seed=seed,
+            threshold=threshold,
+            what="its questions, near-duplicates counted as one, are",
+        )
+        return {
+            name: type(self)(examples=[self.examples[i] for i in sorted(map(int, indices))])
+            for name, indices in parts.items()
+        }
+
+    def deduplicated(self) -> Self:
+        """Return the dataset with the first of each set of examples that teach the same."""
+        first: dict[str, ExampleT] = {}
+        for example in self.examples:
+            content = {k: v for k, v in example.content().items() if k != "metadata"}
+            first.setdefault(files.content_hash(content), example)
+        return type(self)(examples=list(first.values()))
+
+    def _content(self) -> dict[str, Any]:
+        return {"examples": [example.content() for example in self.examples]}
+
+
+def _placed(model: type[Example], value: Any, place: str, joint: str) -> Example:
+    """Return the value as an example; an error tells `place`, and where in it."""
+    try:
+        return validated(model, value)
+    except DatasetError as error:
+        inner = f"{place}{joint}{error.place}" if error.place else place
+        raise DatasetError(error.reason, place=inner) from None
+
+
+def _lines(path: Path | str) -> Iterable[tuple[int, Any]]:
+    try:
+        return list(files.read_jsonl(path))
+    except DatasetError:
+        if not Path(path).is_file():
+            raise
+        rows = _journal_lines(Path(path))
+        if rows is None:
+            raise
+        return rows
+
+
+def _journal_lines(path: Path) -> list[tuple[int, Any]] | None:
+    """Return the whole lines of a journal, None if it is none or more is wrong than torn lines."""
+    rows: list[tuple[int, Any]] = []
+    torn: list[int] = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if _is_torn(line):
+            torn.append(number)
+        elif line.strip():
+            try:
+                rows.append((number, files.parse_json(line.decode(), source=path, line=number)))
+            except (DatasetError, UnicodeDecodeError):
+                return None
+    if not rows or not all(isinstance(row, dict) and row.get("metadata") for _, row in rows):
+        return None
+    for number in torn:
+        logger.warning("%s: line %d was cut short in writing and is passed over", path, number)
+    return rows
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether a line is the beginning of a JSON object and not all of it."""
+    text = line.decode(errors="ignore")  # a character may be cut, too
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        # Within an escape or a word, Python reports where that began.
+        ends_there = error.msg.startswith("Unterminated") or len(text) - error.pos < len("\\u0000")
+        return text.startswith("{") and ends_there
+    except (ValueError, RecursionError):
+        return False
+    return False
+
+
+def _write(path: Path | str, lines: Iterable[dict[str, Any]]) -> None:
+    with files.atomic_write(path) as file:
+        for line in lines:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def median_words(texts: Iterable[str]) -> int:
+    """Return the median length of one or more texts."""
+    return round(statistics.median(len(text.split()) for text in texts))
