@@ -1,5 +1,8 @@
 """Run an embedding model or a retriever over a dataset, and compare the outcomes.
 
+Runs of both kinds, and the answers of language models that a pack has collected
+(`AnswerEvaluation`), are `Scores`: metric to query to value.
+
 base = evaluate_embedding(base_model, dataset)
 tuned = evaluate_embedding(tuned_model, dataset)
 print(tuned.mean("ndcg@10"), tuned.interval("ndcg@10"))
@@ -51,41 +54,23 @@ DEFAULT_METRICS = (
     "map@10",
 )
 
+R = TypeVar("R")
 T = TypeVar("T")
 
 
-class Evaluation(BaseModel):
-    """What one model or retriever did on one dataset, query by query.
-
-    Raises:
-        DatasetError: the parts are not about the same queries, or a score is not finite.
-    """
+class Scores(BaseModel):
+    """What one run scored, query by query."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str
     """What was evaluated, as reports show it."""
     dataset_hash: str
-    """`content_hash` of the dataset: only evaluations of the same one are compared."""
+    """`content_hash` of the dataset: only runs of the same one are compared."""
     scores: dict[str, dict[str, float]]
     """Metric to query id to value."""
-    rankings: dict[str, list[str]]
-    """Query id to the ids of the retrieved documents, best first."""
     seconds: float
     """Wall-clock time, embedding included."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if not self.rankings:
-            raise DatasetError("has no query", place="rankings")
-        for metric, values in self.scores.items():
-            if values.keys() != self.rankings.keys():
-                raise DatasetError("other queries than in rankings", place=f"scores[{metric!r}]")
-            for query, value in values.items():
-                if not math.isfinite(value):
-                    place = f"scores[{metric!r}][{query!r}]"
-                    raise DatasetError(f"{value} is not a finite number", place=place)
-        return self
 
     def values(self, metric: str) -> dict[str, float]:
         """Return query id to value of a metric.
@@ -141,6 +126,75 @@ class Evaluation(BaseModel):
                 source=path,
                 place=".".join(map(str, first["loc"])),
             ) from None
+
+    def _check_finite(self) -> None:
+        for metric, values in self.scores.items():
+            for query, value in values.items():
+                if not math.isfinite(value):
+                    place = f"scores[{metric!r}][{query!r}]"
+                    raise DatasetError(f"{value} is not a finite number", place=place)
+
+
+class Evaluation(Scores):
+    """What one model or retriever did on one dataset, query by query.
+
+    Raises:
+        DatasetError: the parts are not about the same queries, or a score is not finite.
+    """
+
+    rankings: dict[str, list[str]]
+    """Query id to the ids of the retrieved documents, best first."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.rankings:
+            raise DatasetError("has no query", place="rankings")
+        for metric, values in self.scores.items():
+            if values.keys() != self.rankings.keys():
+                raise DatasetError("other queries than in rankings", place=f"scores[{metric!r}]")
+        self._check_finite()
+        return self
+
+
+class AnswerEvaluation(Scores):
+    """What one model answered to the same questions as others, and how each answer scored.
+
+    A metric need not have a value for every question: an answer that was asked for no schema
+    is neither valid nor invalid, and a call that failed has no number of tokens. Two runs are
+    compared on the questions where both have one.
+
+    Raises:
+        DatasetError: a part is about a question without an answer, or a score is not finite.
+    """
+
+    answers: dict[str, str]
+    """Question id to the answer's text; empty where the call failed."""
+    failures: dict[str, str] = {}
+    """Question id to the error of a call that failed; its answer counts as the worst."""
+    invalid: dict[str, str] = {}
+    """Question id to what is wrong with a structured answer."""
+    estimated: list[str] = []
+    """Ids of the questions whose tokens were counted here, because the model did not tell."""
+    unscored: dict[str, dict[str, str]] = {}
+    """Metric to question id to why it has no value: the judge failed, not the answer."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.answers:
+            raise DatasetError("has no answer", place="answers")
+        parts: dict[str, Iterable[str]] = {
+            **{f"scores[{metric!r}]": values for metric, values in self.scores.items()},
+            **{f"unscored[{metric!r}]": ids for metric, ids in self.unscored.items()},
+            **{"failures": self.failures, "invalid": self.invalid, "estimated": self.estimated},
+        }
+        for metric, values in self.scores.items():
+            if not values:
+                raise DatasetError("has no value", place=f"scores[{metric!r}]")
+        for place, ids in parts.items():
+            if unknown := set(ids) - self.answers.keys():
+                raise DatasetError(f"{min(unknown)!r} has no answer", place=place)
+        self._check_finite()
+        return self
 
 
 def evaluate_vectors(
@@ -273,7 +327,7 @@ def evaluate_retriever(
             ) from error
         return _document_ids(results, dataset.corpus)
 
-    answers = _in_order(ask, dataset.queries, workers)
+    answers = in_order(ask, dataset.queries, workers)
     answers = progress(answers, "Queries", len(dataset.queries), show_progress)
     rankings = dict(zip(dataset.queries, answers, strict=True))
     _check_retrieved(rankings, dataset.corpus, metrics)
@@ -281,8 +335,8 @@ def evaluate_retriever(
 
 
 def compare(
-    base: Evaluation,
-    other: Evaluation,
+    base: Scores,
+    other: Scores,
     metric: str,
     *,
     confidence: float = 0.95,
@@ -290,6 +344,8 @@ def compare(
     seed: int = 0,
 ) -> PairedTest:
     """Test whether `other` differs from `base` in a metric (`paired_randomisation_test`).
+
+    Of two `AnswerEvaluation`s, the questions count for which both have a value.
 
     Raises:
         ArgumentError: they are not of the same dataset and queries, or one lacks the metric.
@@ -299,13 +355,15 @@ def compare(
             "other", f"{other.name!r} and {base.name!r} were evaluated on different datasets"
         )
     first, second = base.values(metric), other.values(metric)
-    if first.keys() != second.keys():
+    shared = [query for query in first if query in second]
+    partial = isinstance(base, AnswerEvaluation) and isinstance(other, AnswerEvaluation)
+    if not shared or not (partial or len(shared) == len(first) == len(second)):
         raise ArgumentError(
             "other", f"{other.name!r} and {base.name!r} were evaluated on different queries"
         )
     return paired_randomisation_test(
-        list(first.values()),
-        [second[query] for query in first],
+        [first[query] for query in shared],
+        [second[query] for query in shared],
         confidence=confidence,
         resamples=resamples,
         seed=seed,
@@ -380,7 +438,8 @@ def _check_retrieved(
         )
 
 
-def _in_order(function: Callable[[str], T], items: Iterable[str], workers: int) -> Iterator[T]:
+def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """Yield the results in the order of the items; `workers` threads work at the same time."""
     if workers == 1:  # in the caller's thread: some stores refuse any other
         yield from map(function, items)
         return

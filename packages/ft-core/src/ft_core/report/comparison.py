@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from ft_core.errors import ArgumentError
+from ft_core.report.text import is_quantity
 
 if TYPE_CHECKING:
     from ft_core.datasets import EmbeddingQAFinetuneDataset
-    from ft_core.evaluation import Evaluation
+    from ft_core.evaluation import Evaluation, Scores
 
 ALPHA = 0.05
 """A difference is shown when its adjusted p-value is below this."""
@@ -32,13 +33,15 @@ class Difference:
     p_adjusted: float
     """The same after Holm's correction over all comparisons of the report."""
     queries: int
+    """How many pairs there are."""
+    lower_is_better: bool = False
 
     @property
     def outcome(self) -> Outcome:
         """What may be claimed: `undecided` unless the adjusted p-value is below `ALPHA`."""
         if not self.p_adjusted < ALPHA or self.value == 0:
             return "undecided"
-        return "better" if self.value > 0 else "worse"
+        return "better" if (self.value < 0) == self.lower_is_better else "worse"
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Measure:
     mean: float
     low: float
     high: float
+    n: int
+    """How many queries have a value."""
     difference: Difference | None = None
     """None for the baseline, and where the baseline was not measured by this metric."""
 
@@ -93,32 +98,46 @@ class RankChanges:
 
 
 def measure(
-    evaluations: Sequence[Evaluation], baseline: Evaluation
+    runs: Sequence[Scores], baseline: Scores, *, uncompared: Sequence[str] = (), seed: int = 0
 ) -> dict[str, dict[str, Measure]]:
-    """Return run name to metric to `Measure`; a metric that a run lacks is absent there."""
+    """Return run name to metric to `Measure`; a metric that a run lacks is absent there.
+
+    Args:
+        runs: what is measured.
+        baseline: what all others are compared with, but for those in `uncompared`.
+        uncompared: names of the runs that are measured only.
+        seed: of the intervals and the tests.
+    """
+    measures: dict[str, dict[str, Measure]] = {}
+    for run in runs:
+        compared = run is not baseline and run.name not in uncompared
+        measures[run.name] = {}
+        for metric, values in run.scores.items():
+            interval = run.interval(metric, seed=seed)
+            difference = None
+            # Without a query that both have a value for there is nothing to compare.
+            if compared and values.keys() & baseline.scores.get(metric, {}).keys():
+                difference = _difference(baseline, run, metric, seed)
+            measures[run.name][metric] = Measure(
+                run.mean(metric), interval.low, interval.high, len(values), difference
+            )
+    return _adjusted(measures)
+
+
+def _difference(baseline: Scores, run: Scores, metric: str, seed: int) -> Difference:
     # Heavier than this module: numpy, and what reads a retriever.
     from ft_core.evaluation import compare
 
-    measures: dict[str, dict[str, Measure]] = {}
-    for run in evaluations:
-        measures[run.name] = {}
-        for metric in run.scores:
-            interval = run.interval(metric)
-            difference = None
-            if run is not baseline and metric in baseline.scores:
-                test = compare(baseline, run, metric)
-                difference = Difference(
-                    value=test.difference,
-                    low=test.low,
-                    high=test.high,
-                    p_value=test.p_value,
-                    p_adjusted=test.p_value,
-                    queries=test.n,
-                )
-            measures[run.name][metric] = Measure(
-                run.mean(metric), interval.low, interval.high, difference
-            )
-    return _adjusted(measures)
+    test = compare(baseline, run, metric, seed=seed)
+    return Difference(
+        value=test.difference,
+        low=test.low,
+        high=test.high,
+        p_value=test.p_value,
+        p_adjusted=test.p_value,
+        queries=test.n,
+        lower_is_better=is_quantity(metric),
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -178,39 +197,37 @@ def best_rank(run: Evaluation, query: str, relevant: Sequence[str], depth: int) 
     return next((rank for rank, doc in enumerate(ranking, start=1) if doc in wanted), None)
 
 
-def check_comparable(
-    evaluations: Sequence[Evaluation], dataset: EmbeddingQAFinetuneDataset
-) -> None:
+def check_comparable(runs: Sequence[Scores], content_hash: str, queries: Collection[str]) -> None:
     """Refuse runs that cannot stand in one report.
 
     Raises:
         ArgumentError: there is none, two have one name, or one is of another dataset or
-            lacks a query. It names the run.
+            scores a query that the dataset has not. It names the run.
     """
-    if not evaluations:
+    if not runs:
         raise ArgumentError("evaluations", "is empty; give at least one")
     seen: set[str] = set()
-    expected = dataset.content_hash
-    for run in evaluations:
+    for run in runs:
         if run.name in seen:
             raise ArgumentError(
                 "evaluations", f"two runs are called {run.name!r}; give each a name of its own"
             )
         seen.add(run.name)
-        if run.dataset_hash != expected:
+        if run.dataset_hash != content_hash:
             raise ArgumentError(
                 "dataset",
                 f"{run.name!r} was evaluated on another dataset (content hash "
-                f"{run.dataset_hash[:12]}, this one has {expected[:12]}); evaluate it on this one",
+                f"{run.dataset_hash[:12]}, this one has {content_hash[:12]}); evaluate it on "
+                "this one",
             )
         for metric, scores in run.scores.items():
-            if scores.keys() != dataset.queries.keys():
+            if not scores.keys() <= set(queries):
                 raise ArgumentError(
                     "evaluations",
-                    f"{run.name!r} has {metric} of {len(scores)} queries, the dataset has "
-                    f"{len(dataset.queries)}; evaluate it again",
+                    f"{run.name!r} has {metric} of queries that are not in the dataset; "
+                    "evaluate it again",
                 )
-    if not any(run.scores for run in evaluations):
+    if not any(run.scores for run in runs):
         raise ArgumentError("evaluations", "no run has a metric")
 
 

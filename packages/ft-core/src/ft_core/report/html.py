@@ -10,10 +10,28 @@ from typing import TYPE_CHECKING, Any
 from ft_core.extras import import_extra
 from ft_core.report import plots
 from ft_core.report.comparison import QueryChange, RankChanges
-from ft_core.report.text import excerpt, metric_label, number, p_value, plural, printable
+from ft_core.report.text import (
+    excerpt,
+    is_quantity,
+    metric_label,
+    metric_value,
+    number,
+    p_value,
+    printable,
+)
 
 if TYPE_CHECKING:
-    from ft_core.report import Report
+    from ft_core.evaluation import AnswerEvaluation
+    from ft_core.report import AnswerReport, Report
+    from ft_core.report.answers import AnswerChange
+    from ft_core.report.base import BaseReport
+
+
+@dataclass(frozen=True)
+class _Figure:
+    title: str
+    caption: str
+    svg: str
 
 
 @dataclass(frozen=True)
@@ -35,14 +53,20 @@ class _Example:
     top_after: _Document | None
 
 
-def render(report: Report) -> str:
+def render(report: BaseReport[Any], sections: list[dict[str, Any]]) -> str:
     """Return the page. All texts go through the template's escaping; only the SVG does not.
+
+    Args:
+        report: what is shown.
+        sections: what the report's own template shows of each compared run.
 
     Raises:
         MissingExtraError: jinja2 or matplotlib is not installed.
     """
     jinja2 = import_extra("jinja2", plots.EXTRA)
+    folder = resources.files("ft_core.report")
     environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text("utf-8")),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -50,37 +74,50 @@ def render(report: Report) -> str:
         # Autoescape makes a text harmless as HTML; this, as characters.
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
-    environment.filters |= {
-        "label": metric_label,
-        "number": number,
-        "signed": partial(number, sign=True),
-        "p": p_value,
-    }
-    template = resources.files("ft_core.report").joinpath("page.html.j2")
-    page: str = environment.from_string(template.read_text(encoding="utf-8")).render(
+    environment.filters |= {"label": metric_label, "p": p_value}
+    page: str = environment.get_template(report.template).render(
         report=report,
-        facts=_facts(report),
-        plots=_plots(report),
-        sections=[_section(report, i) for i in range(1, len(report.runs))],
+        value=metric_value,
+        signed=partial(metric_value, sign=True),
+        figures=_figures(report),
+        sections=sections,
         colours=[plots.run_colour(i) for i in range(len(report.runs))],
     )
     return page.strip() + "\n"
 
 
-def _facts(report: Report) -> list[str]:
+def retrieval_sections(report: Report) -> list[dict[str, Any]]:
+    """Return what the page shows of each run beside the baseline: its ranks and examples."""
+    return [_section(report, index) for index in range(1, len(report.runs))]
+
+
+def answer_sections(report: AnswerReport) -> list[dict[str, Any]]:
+    """Return what the page shows of each compared run: the answers that changed most."""
     return [
-        plural(len(report.runs), "run"),
-        plural(len(report.dataset.queries), "query", "queries"),
-        plural(len(report.dataset.corpus), "document"),
-        f"dataset {report.baseline.dataset_hash[:12]}",
+        {
+            "name": run.name,
+            "gained": [_answer_example(report, run.name, c) for c in report.gained(run.name)],
+            "lost": [_answer_example(report, run.name, c) for c in report.lost(run.name)],
+        }
+        for run in report.compared
     ]
 
 
-def _plots(report: Report) -> list[str]:
+def _figures(report: BaseReport[Any]) -> list[_Figure]:
+    """Return the plots: the scores share an axis, each quantity has its own."""
     runs = [report.measures[run.name] for run in report.runs]
-    figures = [plots.metrics_plot(runs, report.metrics, prefix="metrics")]
-    if len(runs) > 1:
-        figures.append(plots.differences_plot(runs, report.metrics, prefix="differences"))
+    scores = [metric for metric in report.metrics if not is_quantity(metric)]
+    figures = []
+    if scores:
+        svg = plots.metrics_plot(runs, scores, prefix="metrics")
+        figures.append(_Figure("Each run.", "Mean and 95 % interval.", svg))
+    if any(cells[m].difference for cells in runs for m in scores if m in cells):
+        svg = plots.differences_plot(runs, scores, prefix="differences")
+        figures.append(_Figure("Difference to the baseline.", "Right of the line is better.", svg))
+    for index, metric in enumerate(m for m in report.metrics if is_quantity(m)):
+        svg = plots.metrics_plot(runs, [metric], prefix=f"quantity{index}")
+        title = f"{metric_label(metric).capitalize()}."
+        figures.append(_Figure(title, "Mean and 95 % interval; less is better.", svg))
     return figures
 
 
@@ -95,6 +132,27 @@ def _section(report: Report, index: int) -> dict[str, Any]:
         "gained": [_example(report, change, ranks) for change in report.gained(name)],
         "lost": [_example(report, change, ranks) for change in report.lost(name)],
     }
+
+
+def _answer_example(report: AnswerReport, run: str, change: AnswerChange) -> dict[str, str | None]:
+    question = change.question
+    reference = report.references.get(question)
+    after = next(other for other in report.runs if other.name == run)
+    return {
+        "query": excerpt(report.questions[question], 600),
+        "change": metric_value(report.primary, change.change, sign=True),
+        "reference": None if reference is None else excerpt(reference, 600),
+        "before": _shown_answer(report.baseline, question),
+        "after": _shown_answer(after, question),
+    }
+
+
+def _shown_answer(run: AnswerEvaluation, question: str) -> str:
+    if question in run.failures:
+        return f"(the call failed: {excerpt(run.failures[question])})"
+    text = excerpt(run.answers[question], 600) or "(empty)"
+    problem = run.invalid.get(question)
+    return text if problem is None else f"{text} (not valid: {excerpt(problem)})"
 
 
 def _example(report: Report, change: QueryChange, ranks: RankChanges) -> _Example:

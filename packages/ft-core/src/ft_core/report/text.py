@@ -6,7 +6,19 @@ import math
 import unicodedata
 from collections.abc import Sequence
 
-_LABELS = {"hit_rate": "hit rate", "mrr": "MRR", "ndcg": "nDCG", "map": "MAP"}
+_LABELS = {
+    "hit_rate": "hit rate",
+    "mrr": "MRR",
+    "ndcg": "nDCG",
+    "map": "MAP",
+    "rouge_l": "ROUGE-L",
+    "similarity": "semantic similarity",
+    "schema_valid": "valid by schema",
+    "latency": "latency (s)",
+    "input_tokens": "input tokens",
+    "output_tokens": "output tokens",
+}
+_QUANTITIES = frozenset({"latency", "cost", "input_tokens", "output_tokens"})
 _MINUS = "\N{MINUS SIGN}"
 
 
@@ -14,6 +26,30 @@ def metric_label(metric: str) -> str:
     """Return a metric's usual spelling: `ndcg@10` is written nDCG@10."""
     name, at, cutoff = metric.partition("@")
     return f"{_LABELS.get(name, name)}{at}{cutoff}"
+
+
+def is_quantity(metric: str) -> bool:
+    """Say whether a metric is a number of seconds, tokens or money: less of it is better.
+
+    All others are scores near 0 to 1, and more is better.
+    """
+    return metric in _QUANTITIES
+
+
+def metric_value(metric: str, value: float, *, sign: bool = False) -> str:
+    """Return a metric's value as `number` writes a score and `quantity` writes the others."""
+    return (quantity if is_quantity(metric) else number)(value, sign=sign)
+
+
+def quantity(value: float, *, sign: bool = False) -> str:
+    """Return four significant digits, never in powers of ten: 0.0001234, 1.235 or 123,457."""
+    if not math.isfinite(value):
+        return "n/a"
+    if value == 0:
+        return "+0" if sign else "0"
+    decimals = max(0, 3 - math.floor(math.log10(abs(value))))
+    digits = f"{value:{'+' if sign else ''},.{decimals}f}"
+    return (digits.rstrip("0").rstrip(".") if "." in digits else digits).replace("-", _MINUS)
 
 
 def number(value: float, *, sign: bool = False) -> str:
