@@ -583,3 +583,84 @@ def test_a_hook_sees_the_arguments_before_the_call_changes_them():
     with hook.attach(engine):
         engine.query("q")
     assert hook.seen == ([1.0], [0.0])
+
+
+def test_a_stream_says_whether_it_was_read_to_its_end():
+    model, hook = MockLLM(max_tokens=4), ModelRecorder()
+    messages = [ChatMessage(content="one two three")]
+
+    async def leave():
+        stream = await model.astream_chat(messages)
+        await anext(stream)
+        await stream.aclose()
+
+    async def read():
+        async for _ in await model.astream_chat(messages):
+            pass
+
+    with hook.attach(model):
+        model.chat(messages)
+        for _ in model.stream_chat(messages):
+            pass
+        asyncio.run(read())
+        assert [call.complete for call in hook.calls] == [True, True, True]
+        stream = model.stream_chat(messages)
+        next(stream)
+        stream.close()
+        asyncio.run(leave())
+        forgotten = model.stream_chat(messages)
+        next(forgotten)
+        del forgotten
+        gc.collect()
+        assert [call.complete for call in hook.calls[3:]] == [False, False, False]
+        model.stream_chat(messages).close()  # never begun: nothing happened
+    assert len(hook.calls) == 6
+
+
+def test_a_hook_decides_which_calls_to_report_and_sees_what_they_are_inside_of():
+    class All(Recorder):
+        def wants(self, call):
+            return call.target.nodes[0].node_id != "a"
+
+        def observe(self, call):
+            self.calls.append((call.target, [outer.target for outer in call.outer]))
+            assert not self.running() or self.running()[0].target is fusion
+
+    inner = [FixedRetriever("a"), FixedRetriever("b")]
+    fusion = QueryFusionRetriever(inner, llm=LLM_MOCK, num_queries=1, use_async=False)
+    fusion.nodes = FixedRetriever("f").nodes
+    hook = All()
+    with hook.attach(fusion):
+        fusion.retrieve("q")
+    assert hook.calls == [(inner[1], [fusion]), (fusion, [])]
+    assert hook.running() == ()
+
+
+def test_a_wish_that_fails_costs_the_record_and_nothing_else():
+    class Undecided(Recorder):
+        def wants(self, call):
+            raise KeyError("inside the hook")
+
+    retriever, hook = FixedRetriever(), Undecided()
+    with hook.attach(retriever):
+        assert retriever.retrieve("q")[0].text == "node"
+    assert hook.calls == []
+    assert set(hook.failures) == {"KeyError"}
+
+
+def test_a_call_that_passes_two_taps_is_inside_itself_no_matter_what_the_hook_wants():
+    class All(Recorder):
+        def wants(self, call):
+            return True
+
+    class Fresh(FixedRetriever):
+        pass
+
+    retriever, hook = Fresh(), All()
+    hook.attach(retriever)
+    ours = vars(Fresh)["retrieve"]
+    Fresh.retrieve = lambda self, query: ours(self, query)
+    with All().attach(retriever):  # taps over the patch that calls our first tap
+        retriever.retrieve("q")
+    assert len(hook.calls) == 1
+    hook.detach()

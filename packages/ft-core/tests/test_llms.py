@@ -1,9 +1,12 @@
 import sys
 
 import pytest
+from model_assets import tiny_causal_lm
 
 from ft_core.errors import ArgumentError, GenerationError, MissingExtraError
 from ft_core.llms import load_llm
+
+TEMPLATE = "{% for m in messages %}{{ m.role }}>{{ m.content }}|{% endfor %}bot>"
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +53,7 @@ def test_openai_like():
     [
         ("openai:gpt-4o", "llama_index.llms.openai", "ft-core[openai]"),
         ("openai-like:m@http://x", "llama_index.llms.openai_like", "ft-core[openai]"),
-        ("local:some/model", "llama_index.llms.huggingface", "ft-core[local]"),
+        ("local:some/model", "transformers", "ft-core[local]"),
     ],
 )
 def test_a_missing_extra_names_the_pip_command(monkeypatch, spec, module, extra):
@@ -72,32 +75,10 @@ def test_a_missing_extra_names_the_pip_command(monkeypatch, spec, module, extra)
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory):
     """A real Llama of a few thousand random weights, with a byte tokenizer and a chat template."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(["<end>", *letters])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
-    wrapped.chat_template = "{% for m in messages %}{{ m.role }}>{{ m.content }}|{% endfor %}bot>"
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=None,
-        eos_token_id=0,
+    pytest.importorskip("torch")
+    return tiny_causal_lm(
+        tmp_path_factory.mktemp("model"), ["hi"], window=2048, chat_template=TEMPLATE
     )
-    folder = tmp_path_factory.mktemp("model")
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    wrapped.save_pretrained(folder)
-    return folder
 
 
 def test_local_uses_the_chat_template_and_decodes_greedily(tiny_model):
@@ -105,10 +86,11 @@ def test_local_uses_the_chat_template_and_decodes_greedily(tiny_model):
 
     llm = load_llm(f"local:{tiny_model}", max_tokens=5, stop=["\n"])
     assert llm.metadata.is_chat_model
-    assert (llm.metadata.context_window, llm.metadata.num_output) == (512, 5)
-    assert llm.completion_to_prompt("hi") == "user>hi|bot>"
+    assert (llm.metadata.context_window, llm.metadata.num_output) == (2048, 5)
     answer = llm.complete("hi").text
-    assert answer == llm.complete("hi").text
+    assert answer
+    assert answer == llm.complete("user>hi|bot>", formatted=True).text
+    assert answer != llm.complete("hi", formatted=True).text
     assert answer == llm.chat([ChatMessage(content="hi")]).message.content
 
 

@@ -52,8 +52,12 @@ class Call:
     """What the call returned, the object itself; of a stream, the last item that was read."""
     error: BaseException | None = None
     """What the call raised, or None."""
+    complete: bool = True
+    """False for a stream that was dropped before its end, so that `result` is only a part."""
     seconds: float = 0.0
     """Wall time; of a stream, until its end."""
+    outer: tuple[Call, ...] = ()
+    """The calls of the same hook that this one is inside of, the outermost first."""
     state: Any = None
     """Free for the hook: what `started` keeps for `observe`."""
 
@@ -61,13 +65,14 @@ class Call:
 class Hook(ABC):
     """Base of the callbacks that attach to a live app.
 
-    Whatever goes wrong in `started` or `observe` is logged once per kind (with its traceback),
-    counted in `failures`, and swallowed; the app's own exception passes through untouched.
+    Whatever goes wrong in `wants`, `started` or `observe` is logged once per kind (with its
+    traceback), counted in `failures`, and swallowed; the app's own exception passes through
+    untouched.
 
-    A call that happens inside another watched call of the same hook is not reported: of a
-    retriever that asks other retrievers, the outermost one counts. This holds across tasks and
-    threads that inherit the context, as LlamaIndex's own do. A method that returns a generator
-    is reported when the generator ends or is closed.
+    A call that happens inside another watched call of the same hook is not reported, unless
+    `wants` says otherwise: of a retriever that asks other retrievers, the outermost one counts.
+    This holds across tasks and threads that inherit the context, as LlamaIndex's own do. A
+    method that returns a generator is reported when the generator ends or is closed.
     """
 
     methods: ClassVar[tuple[str, ...]]
@@ -80,6 +85,13 @@ class Hook(ABC):
     @abstractmethod
     def components(self) -> tuple[type, ...]:
         """Return the component types to watch (here, so that they are imported late)."""
+
+    def wants(self, call: Call) -> bool:
+        """Return whether to report this call, which is about to start.
+
+        A call that is not wanted is no part of `outer` for the calls inside it.
+        """
+        return not call.outer
 
     def started(self, call: Call) -> None:  # noqa: B027 - optional
         """Take note of what the call may change; `call.state` keeps it for `observe`."""
@@ -129,11 +141,21 @@ class Hook(ABC):
         for component in components:
             _unwatch(component, self)
 
-    def _guarded(self, step: Callable[[Call], None], call: Call) -> None:
+    def running(self) -> tuple[Call, ...]:
+        """Return this hook's calls that this context is inside of, the outermost first."""
+        return tuple(
+            call
+            for observation in _running.get()
+            for hook, call in observation.calls
+            if hook is self
+        )
+
+    def _guarded(self, step: Callable[[Call], Any], call: Call) -> Any:
         try:
-            step(call)
+            return step(call)
         except Exception as error:
             self._failed(error)
+            return None
 
     def _failed(self, error: Exception) -> None:
         """Count and, the first time, log an error of the hook; call it inside `except`."""
@@ -370,10 +392,10 @@ def _tapped(kind: type, method: str, own: Any) -> Any:
 
         @functools.wraps(original)
         async def observed_async(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-            hooks = _hooks_of(self, method)
-            if not hooks:
+            calls = _calls_of(self, method, args, kwargs)
+            if not calls:
                 return await bound(self)(*args, **kwargs)
-            with _Observation(hooks, self, method, args, kwargs) as observation:
+            with _Observation(calls) as observation:
                 result = await bound(self)(*args, **kwargs)
             return observation.returned(result)
 
@@ -381,23 +403,32 @@ def _tapped(kind: type, method: str, own: Any) -> Any:
 
     @functools.wraps(original)
     def observed(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        hooks = _hooks_of(self, method)
-        if not hooks:
+        calls = _calls_of(self, method, args, kwargs)
+        if not calls:
             return bound(self)(*args, **kwargs)
-        with _Observation(hooks, self, method, args, kwargs) as observation:
+        with _Observation(calls) as observation:
             result = bound(self)(*args, **kwargs)
         return observation.returned(result)
 
     return observed
 
 
-def _hooks_of(component: Any, method: str) -> list[Hook]:
-    """Return the hooks of this very object that do not watch an outer call already."""
+def _calls_of(
+    component: Any, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[tuple[Hook, Call]]:
+    """Return a call for each hook of this very object that wants it."""
     entry = _watched.get((id(component), method))
     if entry is None or entry[0]() is not component:
         return []
-    outer = [hook for observation in _running.get() for hook in observation.hooks]
-    return [hook for hook in entry[1] if hook not in outer]
+    calls = []
+    for hook in entry[1]:
+        outer = hook.running()
+        if outer and outer[-1].target is component and outer[-1].method == method:
+            continue  # this call itself, on its way through a second tap of ours
+        call = Call(component, method, args, kwargs, outer=outer)
+        if hook._guarded(hook.wants, call):
+            calls.append((hook, call))
+    return calls
 
 
 class _Observation:
@@ -407,18 +438,10 @@ class _Observation:
     inside the call, and reports what the host raises.
     """
 
-    def __init__(
-        self,
-        hooks: list[Hook],
-        target: Any,
-        method: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
-        self.hooks = hooks
+    def __init__(self, calls: list[tuple[Hook, Call]]) -> None:
+        self.calls = calls
         """Emptied at the end: a task that outlives the call is not inside it any more."""
-        self._calls = [(hook, Call(target, method, args, kwargs)) for hook in hooks]
-        for hook, call in self._calls:
+        for hook, call in calls:
             hook._guarded(hook.started, call)
         self._start = time.perf_counter()
 
@@ -457,9 +480,10 @@ class _Observation:
                     item = next(stream)
                 yield item
         except StopIteration as stop:
+            self._ended(item)
             return stop.value
         finally:
-            self._ended(item)
+            self._ended(item, complete=False)
             stream.close()
 
     async def _async_stream(self, stream: Any) -> AsyncIterator[Any]:
@@ -470,14 +494,18 @@ class _Observation:
                     item = await anext(stream)
                 yield item
         except StopAsyncIteration:
-            return
-        finally:
             self._ended(item)
+        finally:
+            self._ended(item, complete=False)
             await stream.aclose()
 
-    def _ended(self, result: Any = None, error: BaseException | None = None) -> None:
+    def _ended(
+        self, result: Any = None, error: BaseException | None = None, *, complete: bool = True
+    ) -> None:
+        """Report the end; only the first counts."""
         seconds = time.perf_counter() - self._start
-        calls, self._calls, self.hooks = self._calls, [], []
+        calls, self.calls = self.calls, []
         for hook, call in calls:
             call.result, call.error, call.seconds = result, error, seconds
+            call.complete = complete
             hook._guarded(hook.observe, call)

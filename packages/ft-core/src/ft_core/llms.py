@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ft_core.errors import ArgumentError
+from ft_core.errors import ArgumentError, first_line
 from ft_core.extras import import_extra
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def load_llm(
             has none.
         stop: texts at which an answer ends.
         kwargs: further arguments of the LLM's class (`OpenAI`, `OpenAILike`,
-            `HuggingFaceLLM`), for example `temperature`.
+            `ft_core.sft.LocalLLM`), for example `temperature`.
 
     Raises:
         ArgumentError: the spec is none of these, the URL or the key is missing, or there is
@@ -76,7 +75,7 @@ def _openai(
     except ValueError as error:
         raise ArgumentError(
             "llm",
-            f"openai:{name}: {_first_line(error)}; for a model that LlamaIndex does not know, "
+            f"openai:{name}: {first_line(error)}; for a model that LlamaIndex does not know, "
             f"write openai-like:{name}@URL",
         ) from None
     return llm
@@ -114,40 +113,18 @@ def _local(
     stop: Sequence[str] | None,
     kwargs: dict[str, Any],
 ) -> LLM:
-    path = Path(name).expanduser()
-    if name.startswith(("/", ".", "~")) and not path.is_dir():
-        raise ArgumentError("llm", f"local:{name}: no such folder")
-    module = import_extra("llama_index.llms.huggingface", "ft-core[local]")
-    transformers = import_extra("transformers", "ft-core[local]")
-    torch = import_extra("torch", "ft-core[local]")
-    source = str(path) if path.is_dir() else name
+    # Its own import error is no help: it is the extra that is missing.
+    for module in ("torch", "transformers"):
+        import_extra(module, "ft-core[local]")
+    from ft_core.sft.llm import LocalLLM
+
+    settings = dict(kwargs)
+    if max_tokens is not None:
+        settings["max_new_tokens"] = max_tokens
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-        model = transformers.AutoModelForCausalLM.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ArgumentError("llm", f"local:{name} cannot be loaded: {_first_line(error)}") from None
-    model.to(_device(torch)).eval()
-    # Greedy; what a model's own configuration says about sampling would only warn.
-    generate: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None}
-    generate |= {"top_k": None, "pad_token_id": tokenizer.pad_token_id or tokenizer.eos_token_id}
-    if stop:
-        generate |= {"stop_strings": list(stop), "tokenizer": tokenizer}
-    generate |= kwargs.pop("generate_kwargs", {})
-    window = getattr(model.config, "max_position_embeddings", None)
-    defaults = {
-        "max_new_tokens": max_tokens or 256,
-        "context_window": window or 4096,
-        "is_chat_model": bool(tokenizer.chat_template),
-        "completion_to_prompt": _chat_prompt(tokenizer),
-    }
-    llm: LLM = module.HuggingFaceLLM(
-        model=model,
-        tokenizer=tokenizer,
-        model_name=source,
-        tokenizer_name=source,
-        generate_kwargs=generate,
-        **defaults | kwargs,
-    )
+        llm: LLM = LocalLLM.from_pretrained(name, **{"stop": list(stop or ()), **settings})
+    except ArgumentError as error:
+        raise ArgumentError("llm", f"local:{error}") from None
     return llm
 
 
@@ -172,25 +149,3 @@ def _service_settings(
     if stop:
         settings["additional_kwargs"] = {"stop": list(stop), **kwargs.pop("additional_kwargs", {})}
     return settings | kwargs
-
-
-def _chat_prompt(tokenizer: Any) -> Callable[[str], str] | None:
-    if not tokenizer.chat_template:
-        return None
-
-    def wrap(prompt: str) -> str:
-        turns = [{"role": "user", "content": prompt}]
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-
-    return wrap
-
-
-def _device(torch: Any) -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 # LLMs that compute in this process: several threads in one of them gain nothing, and
 # break its tokenizer or its native library.
-_IN_PROCESS = frozenset({"HuggingFaceLLM", "LlamaCPP", "IpexLLM", "MLXLLM", "Vllm"})
+_IN_PROCESS = frozenset({"HuggingFaceLLM", "LocalLLM", "LlamaCPP", "IpexLLM", "MLXLLM", "Vllm"})
 
 
 def is_in_process(llm: LLM) -> bool:
