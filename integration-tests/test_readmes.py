@@ -1,9 +1,9 @@
 """What the READMEs tell a user to type works.
 
 The `python` blocks of a README run in order as one script, in an empty folder that holds
-`train.json` and `val.json`. Two things differ from what is printed: the model that has to come
-from a hub is replaced by the same model from a package, and the address of an LLM server by
-that of a small real one.
+`train.json` and `val.json`. Three things differ from what is printed: the embedding model that
+has to come from a hub is replaced by the same model from a package, the language model by a
+tiny untrained one, and the address of an LLM server by that of a small real one.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import model_assets
 import pytest
 import typer
+from openai_platform import OpenAIPlatform
 from openai_server import OpenAIServer
 
 from ft_core.cli import app
@@ -28,7 +31,9 @@ READMES = {
     path.relative_to(ROOT).as_posix(): path
     for path in (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("packages/*/README.md")))
 }
-HUB_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+HUB_EMBEDDING = "sentence-transformers/all-MiniLM-L6-v2"
+HUB_LLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
+HOSTED_LLM = "gpt-4.1-mini-2025-04-14"
 LLM_SERVER = "http://127.0.0.1:8000/v1"
 
 
@@ -62,6 +67,26 @@ def write_datasets(folder: Path) -> None:
         whole.select(queries, corpus=documents).save(folder / f"{name}.json")
 
 
+def models(folder: Path) -> dict[str, str]:
+    """Return the model names that the READMEs print, and what takes their places."""
+    texts = corpus.training().corpus.values()
+    llm = model_assets.tiny_causal_lm(folder, texts, window=4096)
+    return {HUB_EMBEDDING: model_assets.minilm(), HUB_LLM: llm}
+
+
+@contextmanager
+def llm_server(name: str) -> Iterator[str]:
+    """Run what a README needs at `LLM_SERVER`, and yield its URL."""
+    if "ft-openai-distill" not in name:
+        with OpenAIServer() as server:
+            yield server.url
+        return
+    with OpenAIPlatform(api_key="none", base_models={HOSTED_LLM: HOSTED_LLM}) as platform:
+        yield platform.base_url
+        assert [job["status"] for job in platform.jobs.values()] == ["succeeded"]
+        assert platform.violations == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name for name in READMES if only("python", READMES[name]).strip()]
@@ -72,16 +97,18 @@ def test_the_python_blocks_run(name: str, tmp_path: Path) -> None:
     script = tmp_path / f"{readme.parent.name}-{readme.stem}.py"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 
-    with OpenAIServer() as server:
-        code = only("python", readme).replace(f'"{HUB_MODEL}"', repr(model_assets.minilm()))
-        script.write_text(code.replace(LLM_SERVER, server.url), encoding="utf-8")
+    code = only("python", readme)
+    for printed, local in models(tmp_path / "tiny").items():
+        code = code.replace(f'"{printed}"', repr(local))
+    with llm_server(name) as url:
+        script.write_text(code.replace(LLM_SERVER, url), encoding="utf-8")
         result = subprocess.run(
             [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
 
-    if result.returncode:
-        print(result.stdout, result.stderr)  # pytest shows it, and keeps its summary short
-        pytest.fail(f"the examples of {name} end with exit code {result.returncode}")
+        if result.returncode:
+            print(result.stdout, result.stderr)  # pytest shows it, and keeps its summary short
+            pytest.fail(f"the examples of {name} end with exit code {result.returncode}")
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ft_core.console import JsonOption, note, show
+from ft_core.llms import SPEC_HELP
 
 if TYPE_CHECKING:
     from ft_core.jobs import Job
 
 distill = typer.Typer(help="Distil an LLM's recorded calls into a student.", no_args_is_help=True)
+
+_COUNTED_FOR = "gpt-4.1-mini"  # where no model is named
 
 DataArgument = Annotated[Path, typer.Argument(help="Chat examples as JSON Lines, or a journal.")]
 ValidationOption = Annotated[Path | None, typer.Option(help="Held-out examples.")]
@@ -27,19 +31,23 @@ UrlOption = Annotated[
 @distill.command()
 def check(
     data: DataArgument,
-    model: Annotated[str, typer.Option(help="Hosted model to count tokens for.")] = "gpt-4.1-mini",
+    model: Annotated[
+        str | None, typer.Option(help="Hosted model: its tokens are counted, its limits checked.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes; the service's rule.")] = None,
     price: Annotated[float | None, typer.Option(help="Price of a million trained tokens.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Check every example of DATA, and say what training on it would take."""
+    """Check every example of DATA, and say what training a hosted student on it would take."""
     from ft_core.datasets import ChatDataset
     from ft_openai_distill.costs import check_limits, estimate
 
     dataset = ChatDataset.load(data)
     lines = [example.to_openai() for example in dataset]
-    found = estimate(lines, model, epochs=epochs, price_per_million=price)
-    check_limits(found, model, data.stat().st_size, source=str(data))
+    found = estimate(lines, model or _COUNTED_FOR, epochs=epochs, price_per_million=price)
+    if model is not None:
+        size = sum(len(dumps(line, ensure_ascii=False).encode()) + 1 for line in lines)
+        check_limits(found, model, size, source=str(data))
     show(dataset.stats() | {"tokens": found.tokens, "training": str(found)}, json=json)
 
 
@@ -53,7 +61,9 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples in a step.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens per example.")] = None,
-    lora_rank: Annotated[int | None, typer.Option(help="Rank of the updates.")] = None,
+    lora_rank: Annotated[
+        int | None, typer.Option(help="Rank of the updates (LoRA); 0 trains all weights.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of training.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps; the best.")] = None,
     wait: Annotated[
@@ -72,13 +82,16 @@ def train(
         "lora_rank": lora_rank,
         "seed": seed,
     }
+    given = {name: value for name, value in settings.items() if value is not None}
+    if lora_rank == 0:
+        given["lora_rank"] = None
     engine = LocalFinetuneEngine(
         base_model,
         data,
         output_dir=output,
         val_data=validation,
         device=device,
-        **{name: value for name, value in settings.items() if value is not None},
+        **given,
     )
     with _progress_notes():
         job = engine.finetune(wait=wait)
@@ -151,7 +164,7 @@ def job(
 @distill.command(name="eval")
 def evaluate(
     data: DataArgument,
-    student: Annotated[str, typer.Option(help="Student, as openai:MODEL or local:FOLDER.")],
+    student: Annotated[str, typer.Option(help=f"Student, as {SPEC_HELP}.")],
     base: Annotated[str | None, typer.Option(help="Model to compare it with.")] = None,
     teacher: Annotated[
         str | None, typer.Option(help="Teacher; the recorded answers by default.")
