@@ -413,7 +413,32 @@ def _without_system(messages: list[Message]) -> list[Message]:
 def _schema_of(response_format: Mapping[str, Any] | None) -> Any:
     if response_format is None or response_format.get("type") != "json_schema":
         return None
-    return (response_format.get("json_schema") or {}).get("schema")
+    asked = response_format.get("json_schema") or {}
+    return _loosened(asked.get("schema")) if asked.get("strict") else asked.get("schema")
+
+
+def _loosened(schema: Any) -> Any:
+    """Undo what OpenAI's SDK adds to a pydantic model's schema for its strict mode."""
+    if isinstance(schema, list):
+        return [_loosened(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: _loosened(value)
+        for key, value in schema.items()
+        if key != "additionalProperties" or value is not False
+    }
+
+
+class _Schema:
+    """A JSON schema in the place of the pydantic model that it was made from."""
+
+    def __init__(self, schema: Any) -> None:
+        self._schema = schema
+
+    def model_json_schema(self) -> Any:
+        """Return the schema."""
+        return self._schema
 
 
 def _append_schema(messages: list[Message], schema: Any) -> None:
@@ -421,14 +446,13 @@ def _append_schema(messages: list[Message], schema: Any) -> None:
 
     A teacher's answer in such a mode is so learned under the prompt that the student will get.
     """
-    from llama_index.core.output_parsers.pydantic import PYDANTIC_FORMAT_TMPL
+    from llama_index.core.output_parsers import PydanticOutputParser
 
     asked = [message for message in messages if message["role"] != "assistant"]
     if not asked:
         return
     target = messages[0] if messages[0]["role"] == "system" else asked[-1]
-    text = PYDANTIC_FORMAT_TMPL.format(schema=json.dumps(schema, ensure_ascii=False))
-    target["content"] = f"{target['content']}\n\n{text}"
+    target["content"] = PydanticOutputParser(_Schema(schema)).format(target["content"])
 
 
 def _calls(text: str) -> list[ToolCall]:

@@ -6,8 +6,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
@@ -18,10 +18,12 @@ from typing_extensions import Self
 from ft_core.artifacts import Manifest, check_output_folder, library_versions, read_manifest, saving
 from ft_core.datasets.chat import ChatDataset
 from ft_core.errors import ArgumentError, ArtifactError, TrainingError
+from ft_core.extras import import_extra
 from ft_core.files import Journal, content_hash
 from ft_core.jobs import Job, JobEngine, JobEvent, JobStatus
 from ft_core.sft.job_folder import EVENTS, JobFolder
-from ft_core.sft.models import KIND
+from ft_core.sft.models import EXTRA, KIND
+from ft_core.sft.processes import from_main_process, is_main_process, processes
 from ft_core.sft.settings import SFTSettings
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ class LocalFinetuneEngine(JobEngine):
 
     def __init__(
         self,
-        base_model: str,
+        base_model: Path | str,
         data_path: Path | str | ChatDataset | None,
         *,
         output_dir: Path | str,
@@ -82,13 +84,16 @@ class LocalFinetuneEngine(JobEngine):
         **changes: Any,
     ) -> None:
         super().__init__(show_progress=show_progress, poll_seconds=_POLL_SECONDS)
-        self.base_model = base_model
+        self.base_model = str(base_model)
         self.data_path = data_path
         self.val_data = val_data
-        self.output_dir = Path(output_dir)
+        # A job is found from any current folder.
+        self.output_dir = Path(os.path.abspath(Path(output_dir).expanduser()))
         self.settings = _changed(settings or SFTSettings(), changes)
         self.device = device
-        self.lora = dict(lora or {})
+        self.lora = _plain_lora(lora or {})
+        if self.lora and self.settings.lora_rank is None:
+            raise ArgumentError("lora", "has no effect on training all weights; give a lora_rank")
         self.callbacks = list(callbacks)
         self.report_to = report_to
         self._folder = JobFolder(self.output_dir)
@@ -102,7 +107,7 @@ class LocalFinetuneEngine(JobEngine):
         """
         manifest = read_manifest(folder, KIND)
         engine = cls(manifest.base_model, None, output_dir=folder, **kwargs)
-        engine.job_id = str(folder)
+        engine.job_id = str(engine.output_dir)
         return engine
 
     @classmethod
@@ -112,13 +117,10 @@ class LocalFinetuneEngine(JobEngine):
         Raises:
             ArtifactError: there is no such job.
         """
-        folder = JobFolder(Path(job_id))
-        if folder.path.exists():
-            base = folder.state()["base_model"]
-        else:
-            base = read_manifest(job_id, KIND).base_model
-        engine = cls(base, None, output_dir=job_id, **settings)
-        engine.job_id = str(job_id)
+        engine = cls("", None, output_dir=job_id, **settings)
+        known = engine._folder.state().get("base_model")
+        engine.base_model = known or read_manifest(engine.output_dir, KIND).base_model
+        engine.job_id = str(engine.output_dir)
         return engine
 
     def finetune(self, wait: bool = True, timeout: float | None = None) -> Job:
@@ -141,6 +143,10 @@ class LocalFinetuneEngine(JobEngine):
         apart = not wait or timeout is not None
         if apart and self.callbacks:
             raise ArgumentError("callbacks", "cannot go to another process; wait without a timeout")
+        if apart and processes() > 1:
+            raise ArgumentError(
+                "wait", "is True, without a timeout, under accelerate launch: all processes train"
+            )
         job = self._start_apart() if apart else self._start()
         return self.wait(timeout) if wait else job
 
@@ -171,37 +177,78 @@ class LocalFinetuneEngine(JobEngine):
             ArtifactError: nothing is trained yet, or `folder` holds something that is not ours.
         """
         manifest = read_manifest(self.output_dir, KIND)
-        from ft_core.sft.models import load_model
-        from ft_core.training import quiet_unless_terminal
+        from ft_core.sft.models import merged
+        from ft_core.training import quiet_unless_terminal, writing
 
-        # On the CPU: there is always room, and nothing is computed but sums.
-        model, tokenizer = load_model(self.output_dir, "cpu")
-        if hasattr(model, "merge_and_unload"):
-            model = model.merge_and_unload(safe_merge=True)
-        with saving(folder, manifest) as partial, quiet_unless_terminal():
+        check_output_folder(folder, KIND)
+        model, tokenizer = merged(self.output_dir)
+        with (
+            writing("the merged model", Path(folder), "merge again"),
+            saving(folder, manifest) as partial,
+            quiet_unless_terminal(),
+        ):
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
         return Path(folder)
 
-    # --- The job -------------------------------------------------------------------------------
+    def train_queued(self, lock: int | None) -> None:
+        """Train the job that another process has made ready; what its worker calls.
 
-    def _submit(self) -> Job:
-        """Train in this process."""
+        Args:
+            lock: descriptor of the job's lock, which this process inherited.
+        """
         data, validation = self._data()
         fingerprint = self._fingerprint_of(data, validation)
-        main = _is_main_process()
-        if main:
-            check_output_folder(self.output_dir, KIND)
-        with self._folder.held(main) as free:
+        if lock is None:  # no locks on this system
+            self._started_for = fingerprint
+            self._train_here(data, validation, fingerprint)
+            return
+        try:
+            checkpoint = self._folder.adopt(lock)
+            self._train(data, validation, fingerprint, checkpoint)
+        except BaseException as error:
+            self._folder.ended(error)
+            raise
+        finally:
+            self._folder.release()
+
+    # --- The job -------------------------------------------------------------------------------
+
+    def _start(self) -> Job:
+        data, validation = self._data()
+        self._started_for = fingerprint = self._fingerprint_of(data, validation)
+        job = from_main_process(lambda: self._known_job(fingerprint))
+        if job is None:
+            job = self._train_here(data, validation, fingerprint)
+        self.job_id = job.id
+        return job
+
+    def _submit(self) -> Job:
+        data, validation = self._data()
+        return self._train_here(data, validation, self._fingerprint_of(data, validation))
+
+    def _train_here(
+        self, data: ChatDataset, validation: ChatDataset | None, fingerprint: str
+    ) -> Job:
+        """Train in this process, which may be one of several."""
+        with ExitStack() as stack:
+
+            def opened() -> tuple[bool, str | None]:
+                check_output_folder(self.output_dir, KIND)
+                if not stack.enter_context(self._folder.held()):
+                    return False, None
+                if self._saved_fingerprint() == fingerprint:  # by a process that has just ended
+                    return False, None
+                return True, self._folder.opened(fingerprint, self.base_model)
+
+            free, checkpoint = from_main_process(opened)
             if not free:
-                logger.info("%s: another process is training this; waiting for it", self.output_dir)
+                logger.info("%s: another process trains this; waiting for it", self.output_dir)
                 return self._retrieve(str(self.output_dir))
-            with _main_process_first():
-                checkpoint = self._folder.opened(fingerprint, self.base_model, main)
             try:
                 self._train(data, validation, fingerprint, checkpoint)
             except BaseException as error:
-                if main:
+                if is_main_process():
                     self._folder.ended(error)
                 raise
         return self._retrieve(str(self.output_dir))
@@ -213,8 +260,10 @@ class LocalFinetuneEngine(JobEngine):
         fingerprint: str,
         checkpoint: str | None,
     ) -> None:
+        for module in ("torch", "transformers", "datasets", "peft", "trl"):
+            import_extra(module, EXTRA)
         from ft_core.sft import training
-        from ft_core.training import quiet_unless_terminal
+        from ft_core.training import quiet_unless_terminal, writing
 
         run = training.Run(
             base_model=self.base_model,
@@ -251,50 +300,45 @@ class LocalFinetuneEngine(JobEngine):
             versions=library_versions(LIBRARIES),
         )
         _say_whether_better(trained.metrics)
-        with saving(self.output_dir, manifest) as folder, quiet_unless_terminal():
+        with (
+            writing("the model", self.output_dir, "run it again"),
+            saving(self.output_dir, manifest) as folder,
+            quiet_unless_terminal(),
+        ):
             trained.model.save_pretrained(folder)
             trained.tokenizer.save_pretrained(folder)
             # peft writes a card of its own; `saving` writes ours.
             (folder / "README.md").unlink(missing_ok=True)
             shutil.copy(self._folder.events, folder / EVENTS)
-        shutil.rmtree(self._folder.path, ignore_errors=True)
+        self._folder.remove()
 
     def _reported(self, metrics: dict[str, float]) -> None:
         self._log(_event(self._folder.log(metrics)))
 
-    def _start(self) -> Job:
-        job = self._known_job()
-        if job is None:
-            job = self._submit()
-        self.job_id = job.id
-        return job
-
     def _start_apart(self) -> Job:
-        job = self._known_job()
-        if job is not None:
-            self.job_id = job.id
-            return job
         data, validation = self._data()
-        check_output_folder(self.output_dir, KIND)
-        fingerprint = self._fingerprint_of(data, validation)
-        with self._folder.held(True) as free:
-            if free:
-                self._folder.opened(fingerprint, self.base_model, True, status="queued")
-                self._folder.write_request(self._request(data, validation))
-        if free:
-            self._folder.spawn()
+        self._started_for = fingerprint = self._fingerprint_of(data, validation)
         self.job_id = str(self.output_dir)
+        job = self._known_job(fingerprint)
+        if job is not None:
+            return job
+        check_output_folder(self.output_dir, KIND)
+        with self._folder.held() as free:
+            if free and self._saved_fingerprint() != fingerprint:
+                self._folder.opened(fingerprint, self.base_model, status="queued")
+                self._folder.write_request(self._request(data, validation))
+                self._folder.spawn()
         return self._retrieve(self.job_id)
 
-    def _known_job(self) -> Job | None:
+    def _known_job(self, fingerprint: str) -> Job | None:
         """Return the job with this data and these settings where it runs or has succeeded."""
-        data, validation = self._data()
-        fingerprint = self._fingerprint_of(data, validation)
         if self._saved_fingerprint() == fingerprint:
             logger.info("%s: is trained already; delete it to train again", self.output_dir)
             return self._retrieve(str(self.output_dir))
-        if self._folder.is_training():
-            if self._folder.state()["fingerprint"] == fingerprint:
+        self._folder.await_end()
+        state = self._folder.state()
+        if state and self._folder.is_training():
+            if state["fingerprint"] == fingerprint:
                 return self._retrieve(str(self.output_dir))
             raise TrainingError(
                 f"{self.output_dir}: another process is training other data or settings into this "
@@ -309,19 +353,14 @@ class LocalFinetuneEngine(JobEngine):
             return None
 
     def _retrieve(self, job_id: str) -> Job:
+        alive = self._folder.is_alive()  # looked at first: what ends after this has written why
         state = self._folder.state()
-        if not state:
-            manifest = read_manifest(self.output_dir, KIND)
-            return Job(
-                id=job_id,
-                status=JobStatus.SUCCEEDED,
-                model=str(self.output_dir),
-                finished=datetime.fromisoformat(manifest.created),
-                trained_tokens=round(manifest.metrics.get("tokens", 0)),
-                raw=manifest,
-            )
+        saved = self._saved_fingerprint()
+        # What is saved counts where it is this very job's, whatever another left behind.
+        if not state or (saved and saved in (self._started_for, state["fingerprint"])):
+            return self._saved_job(job_id)
         status, error = JobStatus(state["status"]), state.get("error")
-        if not status.ended and not self._folder.is_training() and not self._folder.is_starting():
+        if not status.ended and not alive:
             status = JobStatus.FAILED
             error = f"the process has died; finetune() goes on. {self._folder.last_words()}"
         return Job(
@@ -332,10 +371,24 @@ class LocalFinetuneEngine(JobEngine):
             raw=state,
         )
 
+    def _saved_job(self, job_id: str) -> Job:
+        manifest = read_manifest(self.output_dir, KIND)
+        return Job(
+            id=job_id,
+            status=JobStatus.SUCCEEDED,
+            model=str(self.output_dir),
+            finished=datetime.fromisoformat(manifest.created),
+            trained_tokens=round(manifest.metrics.get("tokens", 0)),
+            raw=manifest,
+        )
+
     def _list_events(self, job_id: str) -> list[JobEvent]:
-        here = self._folder.events
-        journal = Journal(here if here.exists() else self.output_dir / EVENTS)
-        return [_event(record) for record in journal.records()]
+        saved = self._retrieve(job_id).status is JobStatus.SUCCEEDED
+        journal = Journal(self.output_dir / EVENTS if saved else self._folder.events)
+        try:
+            return [_event(record) for record in journal.records()]
+        except FileNotFoundError:  # it has just moved to the model's folder
+            return self._list_events(job_id)
 
     def _cancel(self, job_id: str) -> Job:
         self._folder.cancel()
@@ -351,7 +404,7 @@ class LocalFinetuneEngine(JobEngine):
                 data.content_hash,
                 validation.content_hash if validation is not None else None,
                 self.settings.to_dict(),
-                json.loads(json.dumps(self.lora, default=str)),
+                self.lora,
             ]
         )
 
@@ -410,17 +463,10 @@ def _message(metrics: Mapping[str, float]) -> str:
     return f"step {metrics['step']:.0f} of {metrics['steps']:.0f}: {', '.join(parts)}"
 
 
-def _is_main_process() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-@contextmanager
-def _main_process_first() -> Iterator[None]:
-    """Under `accelerate launch`, let the other processes in once the main one is out."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield
-        return
-    from accelerate import PartialState
-
-    with PartialState().main_process_first():
-        yield
+def _plain_lora(lora: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments of peft that another process, and `ft.json`, can take over."""
+    try:
+        plain = json.loads(json.dumps(dict(lora), default=sorted))  # sets, in one order
+    except TypeError as error:
+        raise ArgumentError("lora", f"holds texts, numbers and lists only: {error}") from error
+    return dict(plain)

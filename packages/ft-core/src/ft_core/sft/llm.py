@@ -6,7 +6,7 @@ import asyncio
 import json
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -300,7 +300,7 @@ class LocalLLM(FunctionCallingLLM):
 
     def _streamed(
         self, prompt: str, settings: dict[str, Any]
-    ) -> Iterator[tuple[str, dict[str, int] | None]]:
+    ) -> Generator[tuple[str, dict[str, int] | None], None, None]:
         """Yield (text so far, None) as it grows, and at the end the answer and token counts.
 
         Each text goes on where the one before ended.
@@ -391,7 +391,7 @@ class LocalLLM(FunctionCallingLLM):
     def _answer(self, inputs: Any, ids: Any, stop: list[str]) -> tuple[str, dict[str, int]]:
         prompt = inputs["input_ids"].shape[1]
         new = ids[0][prompt:]
-        text = self._tokenizer.decode(new, skip_special_tokens=True)
+        text = _decoded(self._tokenizer, new)
         usage = {
             "prompt_tokens": prompt,
             "completion_tokens": len(new),
@@ -446,15 +446,18 @@ class _Decoder:
     def add(self, token: int) -> str:
         """Return the text so far."""
         self._ids.append(token)
-        before = self._decoded(self._ids[self._start : self._known])
-        now = self._decoded(self._ids[self._start :])
+        before = _decoded(self._tokenizer, self._ids[self._start : self._known])
+        now = _decoded(self._tokenizer, self._ids[self._start :])
         if len(now) > len(before) and not now.endswith("\ufffd"):
             self._text += now[len(before) :]
             self._start, self._known = self._known, len(self._ids)
         return self._text
 
-    def _decoded(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+def _decoded(tokenizer: Any, ids: Any) -> str:
+    # As the model wrote it: some tokenizers would tidy the spaces before punctuation.
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return str(text)
 
 
 async def _asynchronous(stream: Iterator[Any]) -> AsyncIterator[Any]:

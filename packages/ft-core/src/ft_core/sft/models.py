@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ft_core.artifacts import MANIFEST, read_manifest
-from ft_core.errors import ArgumentError, first_line
+from ft_core.errors import ArgumentError, ArtifactError, first_line
 from ft_core.extras import import_extra
+from ft_core.sft.chat_format import ChatFormat
 from ft_core.training import best_device, has_fast_bf16, quiet_unless_terminal
 
 KIND = "causal-lm"
@@ -34,6 +36,9 @@ def load_model(name: str | Path, device: str | None = None, **kwargs: Any) -> tu
         ArtifactError: the folder is one of ours, and damaged.
         MissingExtraError: `ft-core[local]` is not installed.
     """
+    import_extra("torch", EXTRA)
+    from safetensors import SafetensorError
+
     folder = Path(name).expanduser()
     if str(name).startswith(("/", ".", "~")) and not folder.is_dir():
         raise ArgumentError("model", f"{name}: no such folder")
@@ -41,13 +46,47 @@ def load_model(name: str | Path, device: str | None = None, **kwargs: Any) -> tu
     if not (folder / "adapter_config.json").is_file():
         return _load(source, source, device, kwargs)
     peft = import_extra("peft", EXTRA)
-    base = peft.PeftConfig.from_pretrained(source).base_model_name_or_path
+    try:
+        base = peft.PeftConfig.from_pretrained(source).base_model_name_or_path
+    except (TypeError, ValueError) as error:  # not JSON, or not of an adapter
+        raise _damaged(folder, error) from error
     if (folder / MANIFEST).is_file():
         base = read_manifest(folder, KIND).base_model
-    model, tokenizer = _load(base, source, device, kwargs)
-    with quiet_unless_terminal():
-        tuned = peft.PeftModel.from_pretrained(model, source)
+    own = (folder / "tokenizer_config.json").is_file()
+    model, tokenizer = _load(base, source if own else base, device, kwargs)
+    try:
+        with quiet_unless_terminal():
+            tuned = peft.PeftModel.from_pretrained(model, source)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise _damaged(folder, error) from error
     return tuned.eval(), tokenizer
+
+
+def merged(folder: Path) -> tuple[Any, Any]:
+    """Return (model, tokenizer) of a saved folder without peft: LoRA's updates are added up.
+
+    The sum has the type that the base model's weights are stored in.
+    """
+    # On the CPU: there is always room, and nothing is computed but sums.
+    model, tokenizer = load_model(folder, "cpu")
+    if hasattr(model, "merge_and_unload"):
+        transformers = import_extra("transformers", EXTRA)
+        base = transformers.AutoConfig.from_pretrained(model.config.name_or_path)
+        model = model.merge_and_unload(safe_merge=True)
+        model = model.to(getattr(base, "dtype", None) or model.dtype)
+    if tokenizer.chat_template:
+        stop_at(model, ChatFormat(tokenizer).end_ids)
+    return model, tokenizer
+
+
+def stop_at(model: Any, ends: Sequence[int]) -> None:
+    """Add tokens to those at which servers, by the model's configuration, end an answer."""
+    config = model.generation_config
+    own = config.eos_token_id
+    listed = own if isinstance(own, list) else [] if own is None else [own]
+    found = list(dict.fromkeys([*listed, *ends]))
+    if found != listed:
+        config.eos_token_id = found if len(found) > 1 else found[0]
 
 
 def context_window(model: Any) -> int:
@@ -66,11 +105,19 @@ def greedy(model: Any, **changes: Any) -> Any:
     return config
 
 
+def _damaged(folder: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(
+        f"{folder}: the adapter cannot be loaded ({first_line(error)}); train or copy it again"
+    )
+
+
 def _load(
     source: str, tokenizer: str, device: str | None, kwargs: dict[str, Any]
 ) -> tuple[Any, Any]:
     transformers = import_extra("transformers", EXTRA)
     torch = import_extra("torch", EXTRA)
+    from safetensors import SafetensorError
+
     place = torch.device(device) if device else best_device()
     defaults = {"dtype": _dtype(torch, place)}
     try:
@@ -79,7 +126,7 @@ def _load(
             model = transformers.AutoModelForCausalLM.from_pretrained(source, **defaults | kwargs)
         if "quantization_config" not in kwargs:  # that places the weights itself
             model = model.to(place)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ArgumentError("model", f"{source!r} cannot be loaded: {first_line(error)}") from error
     if read.pad_token is None:
         read.pad_token = read.eos_token

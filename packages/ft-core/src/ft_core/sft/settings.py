@@ -22,7 +22,7 @@ class SFTSettings:
     learning_rate: float = 2e-4
     """Peak, reached after the warm-up; ten times lower suits training all weights."""
     batch_size: int = 8
-    """Examples per optimiser step, over all processes."""
+    """Examples per optimiser step, over all processes; packed sequences with `packing`."""
     device_batch_size: int | None = None
     """Examples that one device takes at a time; gradients add up to `batch_size`. None picks
     what is cheap: on a CPU about 1,024 tokens, so that little is padding."""
@@ -43,8 +43,8 @@ class SFTSettings:
     max_grad_norm: float = 1.0
     """Longer gradients are shortened to this."""
     packing: bool = False
-    """Put several examples into one sequence of `max_length`, each seeing only itself. Saves
-    padding on a GPU with many short examples."""
+    """Put several examples into one sequence of `max_length` (without it, of the longest
+    example), each seeing only itself. Saves padding on a GPU with many short examples."""
     gradient_checkpointing: bool | None = None
     """Compute activations anew in the backward pass: half the memory, a third more time.
     None: on a GPU only."""
@@ -64,23 +64,27 @@ class SFTSettings:
         whole = ("epochs", "batch_size", "device_batch_size", "max_length", "lora_rank")
         for name in (*whole, "early_stopping_patience", "eval_steps"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (type(value) is not int or value < 1):
                 raise ArgumentError(name, f"is a whole number from 1, not {value!r}")
         for name in ("learning_rate", "max_grad_norm", "lora_alpha"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
+            if value is not None and not (_is_number(value) and 0 < value < math.inf):
                 raise ArgumentError(name, f"is a number above 0, not {value!r}")
         for name in ("warmup_ratio", "lora_dropout", "weight_decay"):
             value = getattr(self, name)
-            if not 0 <= value < 1:
+            if not (_is_number(value) and 0 <= value < 1):
                 raise ArgumentError(name, f"is at least 0 and below 1, not {value!r}")
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):
             raise ArgumentError("precision", f"is auto, fp32, bf16 or fp16, not {self.precision!r}")
         if self.load_in_4bit and self.lora_rank is None:
             raise ArgumentError("load_in_4bit", "holds the base model fixed; give a lora_rank")
-        if self.seed < 0:
-            raise ArgumentError("seed", f"is at least 0, not {self.seed!r}")
+        if type(self.seed) is not int or not 0 <= self.seed < 2**32:
+            raise ArgumentError("seed", f"is a whole number from 0 below 2**32, not {self.seed!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as `ft.json` records them."""
         return asdict(self)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

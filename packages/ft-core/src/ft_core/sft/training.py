@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import random
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from transformers import (
     EarlyStoppingCallback,
@@ -19,17 +21,20 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from ft_core.datasets.chat import ChatDataset
-from ft_core.errors import ArgumentError, TrainingError
+from ft_core.errors import ArgumentError, TrainingError, first_line
 from ft_core.extras import import_extra
 from ft_core.sft.chat_format import ChatFormat, Tokens
-from ft_core.sft.models import EXTRA, context_window, load_model
+from ft_core.sft.job_folder import Cancelled
+from ft_core.sft.models import EXTRA, context_window, load_model, stop_at
+from ft_core.sft.processes import processes
 from ft_core.sft.rows import rows_of
 from ft_core.sft.settings import SFTSettings
 from ft_core.training import has_fast_bf16, quiet_unless_terminal, writing
 
+_PROBE_TOKENS = 32
 _CPU_TOKENS = 1_024  # per device batch: more is not faster on a CPU, and padding costs
 
 
@@ -70,10 +75,6 @@ class Trained:
     """Whether this is the process that saves, of several."""
 
 
-class Cancelled(TrainingError):
-    """The job was cancelled while it trained."""
-
-
 def train(run: Run) -> Trained:
     """Train, and return the model with the best validation loss (the last one without any).
 
@@ -83,29 +84,61 @@ def train(run: Run) -> Trained:
         Cancelled: `run.cancelled` said so; the newest checkpoint stays.
         TrainingError: the weights became NaN, or a checkpoint cannot be written.
     """
+    with keeping_random_state():
+        set_seed(run.settings.seed)
+        return _trained(run)
+
+
+@contextmanager
+def keeping_random_state() -> Iterator[None]:
+    """Give the app its random numbers back as they were: trainers seed all generators."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def _trained(run: Run) -> Trained:
     assert run.train is not None
     started = time.perf_counter()
     settings = run.settings
-    set_seed(settings.seed)
+    if run.cancelled():
+        raise Cancelled("cancelled before the first step")
     model, tokenizer = _model(run)
+    use_cache = model.config.use_cache
+    model.config.use_cache = False  # of no use in training
     length = min(settings.max_length or context_window(model), context_window(model))
     chat = ChatFormat(tokenizer)
     rows = rows_of(run.train.examples, chat, length, "train")
     validation = None
     if run.validation is not None:
         validation = rows_of(run.validation.examples, chat, length, "val_data")
-    trainer = _trainer(model, tokenizer, rows, validation, length, run)
-    with quiet_unless_terminal(), writing("a checkpoint", run.checkpoints, "run it again"):
+    if settings.packing:
+        check_packing(model, rows)
+        # Filling the window of a long-context model could take more memory than there is.
+        length = length if settings.max_length else max(len(row) for row in rows)
+    trainer, cancel = _trainer(model, tokenizer, rows, validation, length, run)
+    with (
+        quiet_unless_terminal(),
+        writing("a checkpoint", run.checkpoints, "run it again"),
+        _memory_errors_explained(settings),
+    ):
         result = trainer.train(resume_from_checkpoint=run.checkpoint)
-    if run.cancelled():
+    if cancel.happened:
         raise Cancelled("cancelled; the newest checkpoint is kept")
     metrics = {
         "train_loss": float(result.training_loss),
         "seconds": time.perf_counter() - started,
-        "tokens": float(sum(len(row) for row in rows) * settings.epochs),
+        # The share of an epoch counts too, after early stopping.
+        "tokens": float(round(sum(len(row) for row in rows) * (trainer.state.epoch or 0.0))),
         **_validation_losses(trainer.state.log_history),
     }
     tuned = trainer.accelerator.unwrap_model(trainer.model)
+    tuned.config.use_cache = use_cache
+    stop_at(tuned, chat.end_ids)
     if not all(torch.isfinite(weight).all() for weight in tuned.parameters()):
         raise TrainingError(
             f"the weights became NaN or infinite; lower learning_rate (it was "
@@ -131,9 +164,13 @@ def _model(run: Run) -> tuple[Any, Any]:
     elif settings.lora_rank is None or run.device == "cpu":
         # All weights are trained, and updates of 1e-4 are lost in bfloat16 ones.
         kwargs["dtype"] = torch.float32
-    model, tokenizer = load_model(run.base_model, run.device, **kwargs)
-    model.config.use_cache = False
-    return model, tokenizer
+    if (run.device or "").startswith("cuda:") and run.device != "cuda:0":
+        raise ArgumentError(
+            "device",
+            "training takes the first GPU that it sees; start Python with "
+            f"CUDA_VISIBLE_DEVICES={str(run.device)[5:]} to train on {run.device}",
+        )
+    return load_model(run.base_model, run.device, **kwargs)
 
 
 def _trainer(
@@ -143,10 +180,15 @@ def _trainer(
     validation: list[Tokens] | None,
     length: int,
     run: Run,
-) -> Any:
+) -> tuple[Any, _Cancel]:
     settings = run.settings
-    device_batch, accumulation = _batches(settings, rows, model.device)
-    per_epoch = -(-len(rows) // settings.batch_size)
+    table = _table(rows)
+    longest = max(len(row) for row in rows)
+    if settings.packing:
+        with quiet_unless_terminal():
+            table, longest = pack_dataset(table, length, "bfd"), length
+    device_batch, accumulation = _batches(settings, longest, model.device)
+    per_epoch = -(-len(table) // settings.batch_size)
     steps = per_epoch * settings.epochs
     precision = settings.precision
     if precision == "auto":
@@ -154,7 +196,7 @@ def _trainer(
     on_gpu = model.device.type == "cuda"
     evaluating = validation is not None
     strategy = "epoch" if settings.eval_steps is None else "steps"
-    arguments = SFTConfig(
+    arguments = _arguments(
         output_dir=str(run.checkpoints),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=device_batch,
@@ -173,7 +215,7 @@ def _trainer(
         packing=settings.packing,
         eval_packing=False,
         **_checkpointing(settings, on_gpu),
-        dataset_kwargs={"skip_prepare_dataset": not settings.packing},
+        dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_pin_memory=on_gpu,
         ddp_find_unused_parameters=False,
         logging_steps=max(1, steps // 50),
@@ -190,14 +232,17 @@ def _trainer(
         report_to=run.report_to,
         disable_tqdm=not (run.show_progress and sys.stderr.isatty()),
     )
-    callbacks: list[Any] = [_Journal(run.log), _Cancel(run.cancelled), *run.callbacks]
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # more would multiply the batch; `accelerate launch` divides it
+    cancel = _Cancel(run.cancelled)
+    callbacks: list[Any] = [_Journal(run.log), cancel, *run.callbacks]
     if evaluating and settings.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(settings.early_stopping_patience))
     with quiet_unless_terminal():
         trainer = SFTTrainer(
             model=model,
             args=arguments,
-            train_dataset=_table(rows),
+            train_dataset=table,
             eval_dataset=None if validation is None else _table(validation),
             processing_class=tokenizer,
             peft_config=_lora(run),
@@ -208,7 +253,54 @@ def _trainer(
     if not arguments.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(_Progress)
-    return trainer
+    return trainer, cancel
+
+
+def check_packing(model: Any, rows: Sequence[Tokens]) -> None:
+    """Check that the model keeps packed examples apart, by trying it.
+
+    It should from where the positions begin anew; models whose code does not would learn each
+    example in the light of those packed before it.
+
+    Raises:
+        ArgumentError: it does not.
+    """
+    first, second = (torch.tensor(rows[i].input_ids[:_PROBE_TOKENS]) for i in (0, -1))
+    first, second = first.to(model.device), second.to(model.device)
+    both = torch.cat([first, second])[None]
+    positions = torch.arange(len(both[0]), device=model.device)[None]
+    apart = torch.where(positions < len(first), positions, positions - len(first))
+    with torch.inference_mode():
+
+        def logits(ids: Any, places: Any) -> Any:
+            found = model(input_ids=ids, position_ids=places, use_cache=False).logits
+            return found[0, -len(second) :].float()
+
+        alone = logits(second[None], apart[:, len(first) :])
+        leak = (logits(both, positions) - alone).abs().max()
+        packed = (logits(both, apart) - alone).abs().max()
+    if packed > 0.1 * leak:  # in bf16, sums in another order differ a little
+        raise ArgumentError(
+            "packing", f"{type(model).__name__} does not keep packed examples apart; turn it off"
+        )
+
+
+@contextmanager
+def _memory_errors_explained(settings: SFTSettings) -> Iterator[None]:
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise TrainingError(
+            "the GPU has not enough memory; lower device_batch_size or max_length, or set "
+            f"load_in_4bit (device_batch_size was {settings.device_batch_size or 'automatic'})"
+        ) from error
+
+
+def _arguments(**values: Any) -> Any:
+    try:
+        return SFTConfig(**values)
+    except ValueError as error:  # a scheduler there is not, bf16 on hardware without it
+        raise ArgumentError("settings", f"do not work here: {first_line(error)}") from error
 
 
 def _checkpointing(settings: SFTSettings, on_gpu: bool) -> dict[str, bool]:
@@ -218,19 +310,19 @@ def _checkpointing(settings: SFTSettings, on_gpu: bool) -> dict[str, bool]:
     return {name: on_gpu if wanted is None else wanted}
 
 
-def _batches(settings: SFTSettings, rows: list[Tokens], device: Any) -> tuple[int, int]:
+def _batches(settings: SFTSettings, longest: int, device: Any) -> tuple[int, int]:
     """Return (examples per device and pass, passes per optimiser step)."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if settings.batch_size % processes:
+    count = processes()
+    if settings.batch_size % count:
         raise ArgumentError(
-            "batch_size", f"is a multiple of the {processes} processes, not {settings.batch_size}"
+            "batch_size", f"is a multiple of the {count} processes, not {settings.batch_size}"
         )
-    share = settings.batch_size // processes
+    share = settings.batch_size // count
     wanted = settings.device_batch_size
     if wanted is None:
         wanted = 8
         if device.type == "cpu":
-            wanted = max(1, _CPU_TOKENS // max(len(row) for row in rows))
+            wanted = max(1, _CPU_TOKENS // longest)
     fitting = max(size for size in range(1, share + 1) if share % size == 0 and size <= wanted)
     return fitting, share // fitting
 
@@ -266,12 +358,8 @@ def _table(rows: list[Tokens]) -> Any:
 
 def _validation_losses(history: list[dict[str, float]]) -> dict[str, float]:
     losses = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
-    if not losses:
-        return {}
-    found = {"validation_loss": min(loss for step, loss in losses.items() if step > 0)}
-    if 0 in losses:
-        found["base_loss"] = losses[0]
-    return found
+    found = {"base_loss": losses.pop(0)} if 0 in losses else {}
+    return {**found, "validation_loss": min(losses.values())} if losses else found
 
 
 class _Journal(TrainerCallback):
@@ -294,9 +382,17 @@ class _Cancel(TrainerCallback):
 
     def __init__(self, cancelled: Callable[[], bool]) -> None:
         self._cancelled = cancelled
+        self.happened = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._cancelled():
+        asked = state.is_world_process_zero and self._cancelled()
+        if torch.distributed.is_initialized():
+            # All processes end at the same step, or those left would wait for the others.
+            flag = torch.tensor(float(asked), device=args.device)
+            torch.distributed.broadcast(flag, 0)
+            asked = bool(flag)
+        if asked:
+            self.happened = True
             control.should_training_stop = True
             control.should_save = True
 
