@@ -69,8 +69,9 @@ class Trained:
     """A PeftModel with LoRA, else the model itself."""
     tokenizer: Any
     metrics: dict[str, float]
-    """`base_loss` and `validation_loss` (mean negative log-likelihood of an answer token on
-    validation, in nats, before and after), `train_loss`, `seconds`, `tokens`."""
+    """`base_loss` and `validation_loss` (before and after, on validation: the negative
+    log-likelihood of an answer token in nats, averaged within batches and then over them),
+    `train_loss`, `seconds`, `tokens`."""
     is_main: bool
     """Whether this is the process that saves, of several."""
 
