@@ -19,10 +19,15 @@ if TYPE_CHECKING:
     from llama_index.core.llms import LLM
     from llama_index.core.schema import TextNode
 
-    from ft_core.datasets import ChatDataset, EmbeddingQAFinetuneDataset, PreferenceDataset
+    from ft_core.datasets import (
+        ChatDataset,
+        EmbeddingQAFinetuneDataset,
+        PreferenceDataset,
+        RerankDataset,
+    )
     from ft_core.generation import GenerationResult
 
-    Examples = ChatDataset | PreferenceDataset
+    Examples = ChatDataset | PreferenceDataset | RerankDataset
     Dataset = EmbeddingQAFinetuneDataset | Examples
 
 dataset_app = typer.Typer(help="Make and look at datasets.", no_args_is_help=True)
@@ -32,7 +37,8 @@ SourceArgument = Annotated[
     typer.Argument(
         metavar="SOURCE",
         help="Of questions and documents: a JSON file, a BEIR folder, or one that Hugging Face "
-        "saved. Of conversations: a .jsonl file in OpenAI's chat or preference format.",
+        "saved. Of conversations: a .jsonl file in OpenAI's chat or preference format. Of "
+        "queries with candidates: a .jsonl file of query and documents, to train a reranker.",
     ),
 ]
 BeirSplitOption = Annotated[
@@ -150,7 +156,7 @@ def check(
     limit = duplicates.DEFAULT_THRESHOLD if threshold is None else threshold
     dataset = _read(source, beir_split)
     counts, found = _remarks(dataset, limit)
-    right = "message" if _is_examples(dataset) else "reference"
+    right = "reference" if not _is_examples(dataset) else _parts_of(dataset)
     lines = [
         f"{source}: every {right} is right",
         *[f"{name}: {count}" for name, count in counts.items()],
@@ -169,7 +175,7 @@ def split(
         SplitBy | None,
         typer.Option(
             help="query: new questions about the same documents. document: unseen documents. "
-            "Default: document; query for conversations."
+            "Default: document; query for a .jsonl file."
         ),
     ] = None,
     fractions: Annotated[
@@ -223,6 +229,8 @@ def convert(
 ) -> None:
     """Convert between JSON, BEIR folders and Hugging Face folders; or conversations for OpenAI.
 
+    Of queries with candidates, the queries, texts and relevant documents are converted.
+
     A BEIR folder takes several splits of one corpus, one call each; otherwise TARGET is new.
     Conversations, such as a journal of calls, become the .jsonl file that OpenAI's
     fine-tuning takes: without the journal's own fields.
@@ -231,12 +239,12 @@ def convert(
     from ft_core.extras import import_extra
     from ft_core.files import atomic_folder
 
-    dataset = _read(source, beir_split)
+    dataset = _convertible(source, beir_split)
     form = _form(dataset, target, to)
     exists = target.exists() and not (target.is_dir() and not any(target.iterdir()))
     if exists and (form != "beir" or not (target / "corpus.jsonl").exists()):
         raise ArgumentError("TARGET", f"{target} exists; name a new file or folder")
-    if _is_examples(dataset):
+    if _is_conversations(dataset):
         dataset.to_openai_jsonl(target)
     elif form == "json":
         dataset.save(target)
@@ -252,7 +260,7 @@ def convert(
 
 
 def _read(source: Path, beir_split: str) -> Dataset:
-    from ft_core.datasets import ChatDataset, EmbeddingQAFinetuneDataset, PreferenceDataset
+    from ft_core.datasets import EmbeddingQAFinetuneDataset
 
     if source.is_dir():
         if (source / "corpus.jsonl").exists():
@@ -260,25 +268,66 @@ def _read(source: Path, beir_split: str) -> Dataset:
         return EmbeddingQAFinetuneDataset.from_huggingface(source)
     if source.suffix != ".jsonl":
         return EmbeddingQAFinetuneDataset.load(source)
-    return PreferenceDataset.load(source) if _has_preferences(source) else ChatDataset.load(source)
+    return _kind(source).load(source)
 
 
-def _has_preferences(source: Path) -> bool:
-    """Whether the first line of a file is of the preference format; bad lines are not."""
+def _kind(source: Path) -> type[Examples]:
+    """Return what the first whole line of a file is an example of."""
+    from ft_core.datasets import ChatDataset, PreferenceDataset, RerankDataset
+
+    fields = _first_fields(source)
+    if "preferred_output" in fields:
+        return PreferenceDataset
+    candidates = {"query", "documents"} & fields and "messages" not in fields
+    return RerankDataset if candidates else ChatDataset
+
+
+def _first_fields(source: Path) -> set[str]:
+    """Return the keys of the first line that is a JSON object; a journal's may be torn."""
     from ft_core.errors import DatasetError
-    from ft_core.files import read_jsonl
+    from ft_core.files import parse_json
 
     try:
-        _, first = next(read_jsonl(source))
-    except (DatasetError, StopIteration):
-        return False
-    return isinstance(first, dict) and "preferred_output" in first
+        with open(source, encoding="utf-8-sig") as lines:
+            for line in lines:
+                try:
+                    value = parse_json(line)
+                except DatasetError:
+                    continue
+                if isinstance(value, dict):
+                    return set(value)
+    except (OSError, UnicodeDecodeError):
+        pass  # loading says what is wrong, as of the other bad files
+    return set()
 
 
 def _is_examples(dataset: Dataset) -> TypeIs[Examples]:
+    from ft_core.datasets.examples import ExampleDataset
+
+    return isinstance(dataset, ExampleDataset)
+
+
+def _is_conversations(dataset: Dataset) -> TypeIs[ChatDataset | PreferenceDataset]:
     from ft_core.datasets import ChatDataset, PreferenceDataset
 
     return isinstance(dataset, ChatDataset | PreferenceDataset)
+
+
+def _is_rerank(dataset: Dataset) -> TypeIs[RerankDataset]:
+    from ft_core.datasets import RerankDataset
+
+    return isinstance(dataset, RerankDataset)
+
+
+def _parts_of(dataset: Examples) -> str:
+    return "document" if _is_rerank(dataset) else "message"
+
+
+def _convertible(
+    source: Path, beir_split: str
+) -> EmbeddingQAFinetuneDataset | ChatDataset | PreferenceDataset:
+    dataset = _read(source, beir_split)
+    return dataset.to_embedding_qa() if _is_rerank(dataset) else dataset
 
 
 def _counts(dataset: Dataset) -> dict[str, int]:
@@ -300,6 +349,7 @@ def _remarks(
             "repeated examples": len(dataset) - len(dataset.deduplicated()),
         }
         return counts, {
+            **_unfit(dataset),
             "examples of equal questions": exact_duplicates(questions),
             "examples of near-duplicate questions": near_duplicates(questions, threshold=threshold),
         }
@@ -310,6 +360,25 @@ def _remarks(
         "near-duplicate queries": near_duplicates(dataset.queries, threshold=threshold),
         "equal documents": exact_duplicates(dataset.corpus),
         "near-duplicate documents": near_duplicates(dataset.corpus, threshold=threshold),
+    }
+
+
+def _unfit(dataset: Examples) -> dict[str, list[str] | list[list[str]]]:
+    """Return remark to the numbers of the examples that a reranker cannot learn from."""
+    from ft_core.errors import DatasetError
+
+    if not _is_rerank(dataset):
+        return {}
+    try:
+        scored = any(d.teacher_score is not None for e in dataset for d in e.documents)
+        dataset.check_trainable("teacher_score" if scored else "label")
+    except DatasetError as error:
+        note(f"Warning: no reranker can learn from this: {error}")
+    grades = [[document.grade for document in example.documents] for example in dataset]
+    return {
+        "examples without a relevant document": [
+            str(number) for number, each in enumerate(grades, start=1) if not any(each)
+        ],
     }
 
 
@@ -325,7 +394,8 @@ def _split(
 
     if _is_examples(dataset):
         if by is SplitBy.document or corpus is not None:
-            raise ArgumentError("--by, --corpus", "conversations split by query, without a corpus")
+            what = "queries with candidates" if _is_rerank(dataset) else "conversations"
+            raise ArgumentError("--by, --corpus", f"{what} split by query, without a corpus")
         return dataset.split(shares, seed)
     function: Callable[..., dict[str, EmbeddingQAFinetuneDataset]] = (
         split_by_query if by is SplitBy.query else split_by_document
@@ -338,13 +408,13 @@ def _form(dataset: Dataset, target: Path, to: FolderFormat) -> str:
     """Return the format to write."""
     from ft_core.errors import ArgumentError
 
-    if _is_examples(dataset) != (target.suffix == ".jsonl"):
+    if _is_conversations(dataset) != (target.suffix == ".jsonl"):
         raise ArgumentError(
             "TARGET",
             "conversations are converted to a file named *.jsonl, and nothing else is: "
             f"{target} will not do",
         )
-    if _is_examples(dataset):
+    if _is_conversations(dataset):
         return "openai"
     return "json" if target.suffix == ".json" else to.value
 

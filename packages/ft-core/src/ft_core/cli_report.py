@@ -24,7 +24,10 @@ def report(
             help="Evaluations, as `Evaluation.save` writes them; NAME=FILE gives one another name.",
         ),
     ],
-    dataset: Annotated[Path, typer.Option(help="The dataset that they were evaluated on.")],
+    dataset: Annotated[
+        Path,
+        typer.Option(help="The dataset that they were evaluated on; of rerankers a .jsonl file."),
+    ],
     html: Annotated[
         Path | None, typer.Option(help="Write one self-contained HTML page here.")
     ] = None,
@@ -40,12 +43,13 @@ def report(
     json: JsonOption = False,
 ) -> None:
     """Compare evaluations of one dataset: intervals, paired tests, a verdict in words."""
-    from ft_core.datasets import EmbeddingQAFinetuneDataset
+    from ft_core.datasets import EmbeddingQAFinetuneDataset, RerankDataset
     from ft_core.report import Report
 
+    kind = RerankDataset if dataset.suffix == ".jsonl" else EmbeddingQAFinetuneDataset
     comparison = Report(
         [_load(file) for file in files],
-        EmbeddingQAFinetuneDataset.load(dataset),
+        kind.load(dataset),
         title=title,
         baseline=baseline,
         primary=primary,

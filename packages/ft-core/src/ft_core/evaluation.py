@@ -1,6 +1,6 @@
-"""Run an embedding model or a retriever over a dataset, and compare the outcomes.
+"""Run an embedding model, a retriever or a reranker over a dataset, and compare the outcomes.
 
-Runs of both kinds, and the answers of language models that a pack has collected
+Runs of all kinds, and the answers of language models that a pack has collected
 (`AnswerEvaluation`), are `Scores`: metric to query to value.
 
 base = evaluate_embedding(base_model, dataset)
@@ -11,6 +11,7 @@ print(compare(base, tuned, "ndcg@10").p_value)
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import warnings
@@ -23,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from typing_extensions import Self
 
-from ft_core.datasets import EmbeddingQAFinetuneDataset
+from ft_core.datasets import EmbeddingQAFinetuneDataset, RerankDataset, RerankDocument
 from ft_core.embedding import embed_corpus, embed_queries
 from ft_core.errors import ArgumentError, DatasetError
 from ft_core.files import atomic_write, read_json
@@ -42,7 +43,13 @@ from ft_core.search import check_vectors, exact_top_k
 if TYPE_CHECKING:
     from llama_index.core.base.base_retriever import BaseRetriever
     from llama_index.core.base.embeddings.base import BaseEmbedding
+    from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.schema import NodeWithScore
+
+logger = logging.getLogger(__name__)
+
+ScoreFunction = Callable[[str, list[str]], Sequence[float]]
+"""Takes a query and texts, and returns the score of each text; higher is better."""
 
 DEFAULT_METRICS = (
     "hit_rate@1",
@@ -334,6 +341,134 @@ def evaluate_retriever(
     return _evaluation(name or type(retriever).__name__, dataset, rankings, metrics, start)
 
 
+def evaluate_reranker(
+    reranker: ScoreFunction | BaseNodePostprocessor | None,
+    dataset: RerankDataset,
+    *,
+    name: str | None = None,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    show_progress: bool = True,
+) -> Evaluation:
+    """Rerank each query's candidates and score the rankings.
+
+    base = evaluate_reranker(None, dataset)
+    tuned = evaluate_reranker(SentenceTransformerRerank(top_n=20), dataset)
+    compare(base, tuned, "ndcg@10")
+
+    A relevant document that the retriever missed (`RerankDocument.retrieved`) is not reranked
+    and counts as not found; an unjudged one counts as not relevant. Queries without a relevant
+    document are left out, as metrics say nothing of them; a log message says how many.
+
+    Args:
+        reranker: a function that scores texts for a query, where of equal scores the retriever's
+            order stays; or any LlamaIndex postprocessor, of which the order of the nodes counts,
+            and which may return fewer; or None, which leaves the retriever's order: the baseline.
+        dataset: a `RerankDataset`, or what its `coerce` takes.
+        name: of the evaluation; by default "retrieval" for None, or the type's or function's.
+        metrics: see `ft_core.metrics.ranking`.
+        show_progress: show a bar on stderr where that is a terminal.
+
+    Raises:
+        ArgumentError: the reranker fails (names the query), returns another number of scores
+            than texts, a score that is not finite, or nodes that it was not given; or an
+            unknown metric.
+        DatasetError: the dataset is bad, or no query has a relevant document.
+    """
+    start = time.perf_counter()
+    rerank = _reranker(reranker)
+    dataset = RerankDataset.coerce(dataset)
+    _check_metrics(metrics)
+    if name is None:
+        named = getattr(reranker, "__name__", None) or type(reranker).__name__
+        name = "retrieval" if reranker is None else named
+    relevant = dataset.qrels
+    if not relevant:
+        raise DatasetError("no query has a document with a label of 0.5 or more; judge some")
+    if len(relevant) < len(dataset):
+        logger.warning(
+            "%d of %d queries have no relevant document and are not evaluated",
+            len(dataset) - len(relevant),
+            len(dataset),
+        )
+    asked = [each for each in dataset.with_ids() if each[0] in relevant]
+    rankings = {}
+    for query, example, documents in progress(asked, "Queries", len(asked), show_progress):
+        found = {key: document for key, document in documents.items() if document.retrieved}
+        try:
+            rankings[query] = rerank(example.query, found) if found else []
+        except ArgumentError:
+            raise
+        except Exception as error:
+            raise ArgumentError(
+                "reranker", f"failed on query {query!r}: {type(error).__name__}: {error}"
+            ) from error
+    _warn_if_short(rankings, [len(example.candidates) for _, example, _ in asked], metrics)
+    return _evaluation(name, dataset, rankings, metrics, start)
+
+
+Rerank = Callable[[str, Mapping[str, RerankDocument]], list[str]]
+
+
+def _reranker(reranker: ScoreFunction | BaseNodePostprocessor | None) -> Rerank:
+    """Return a function from a query and its candidates to their ids, best first."""
+    if reranker is None:
+        return lambda query, found: list(found)
+    if hasattr(reranker, "postprocess_nodes"):
+        return lambda query, found: _postprocessed(reranker, query, found)
+    if callable(reranker):
+        return lambda query, found: _by_score(reranker, query, found)
+    raise ArgumentError(
+        "reranker",
+        f"{type(reranker).__name__} is none: pass a LlamaIndex postprocessor, a function from a "
+        "query and its texts to scores, or None for the retriever's order",
+    )
+
+
+def _by_score(score: ScoreFunction, query: str, found: Mapping[str, RerankDocument]) -> list[str]:
+    values = [float(value) for value in score(query, [d.text for d in found.values()])]
+    if len(values) != len(found):
+        raise ArgumentError(
+            "reranker", f"returned {len(values)} scores for the {len(found)} texts of {query!r}"
+        )
+    for key, value in zip(found, values, strict=True):
+        if not math.isfinite(value):
+            raise ArgumentError("reranker", f"gave {key!r} the score {value} for {query!r}")
+    ranked = sorted(zip(values, found, strict=True), key=lambda pair: -pair[0])  # stable
+    return [key for _, key in ranked]
+
+
+def _postprocessed(
+    reranker: BaseNodePostprocessor, query: str, found: Mapping[str, RerankDocument]
+) -> list[str]:
+    from llama_index.core.schema import NodeWithScore, TextNode
+
+    # New ones each time: a postprocessor may write into them.
+    nodes = [
+        NodeWithScore(node=TextNode(id_=key, text=d.text), score=d.retrieval_score)
+        for key, d in found.items()
+    ]
+    ranked = [result.node.node_id for result in reranker.postprocess_nodes(nodes, query_str=query)]
+    for place, key in enumerate(ranked):
+        if key not in found or key in ranked[:place]:
+            reason = "twice" if key in found else "which it was not given"
+            raise ArgumentError("reranker", f"returned {key!r} for {query!r}, {reason}")
+    return ranked
+
+
+def _warn_if_short(
+    rankings: Mapping[str, list[str]], candidates: Sequence[int], metrics: Sequence[str]
+) -> None:
+    """Warn of metrics that see less than they ask for because the reranker cuts."""
+    most, offered = max(map(len, rankings.values())), max(candidates)
+    beyond = [m for m in metrics if (parse_metric(m).k or 0) > most and most < offered]
+    if beyond:
+        warnings.warn(
+            f"the reranker returned at most {most} of {offered} documents for a query, and "
+            f"{', '.join(beyond)} saw no more; set its top_n higher",
+            stacklevel=3,
+        )
+
+
 def compare(
     base: Scores,
     other: Scores,
@@ -372,7 +507,7 @@ def compare(
 
 def _evaluation(
     name: str,
-    dataset: EmbeddingQAFinetuneDataset,
+    dataset: EmbeddingQAFinetuneDataset | RerankDataset,
     rankings: dict[str, list[str]],
     metrics: Sequence[str],
     start: float,

@@ -12,7 +12,8 @@ import functools
 import logging
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -42,7 +43,7 @@ _UNSPACED = re.compile(
 )
 
 
-class _Ranking(NamedTuple):
+class Ranking(NamedTuple):
     """What a source returns for one query."""
 
     documents: list[str]
@@ -51,6 +52,10 @@ class _Ranking(NamedTuple):
     """Of each document; higher is better."""
     relevant: float | None
     """The lowest score of a relevant document, None where the source does not say."""
+
+    def cut(self, depth: int) -> Ranking:
+        """Return the ranking with no more documents than `depth`."""
+        return Ranking(self.documents[:depth], self.scores[:depth], self.relevant)
 
 
 def mine_hard_negatives(
@@ -101,20 +106,17 @@ def mine_hard_negatives(
             retriever that returns no document of the dataset.
     """
     dataset = EmbeddingQAFinetuneDataset.coerce(dataset)
-    _check(num_negatives, range_min, range_max, relative_margin, absolute_margin)
-    if duplicate_threshold is not None and not 0 < duplicate_threshold <= 1:
-        raise ArgumentError(
-            "duplicate_threshold", f"is above 0 and at most 1, or None, not {duplicate_threshold}"
-        )
+    _check_range(num_negatives, range_min, range_max)
+    margins = _Margins(relative_margin, absolute_margin)
+    novelty = _Novelty(dataset.corpus, duplicate_threshold)
     if sampling_strategy not in ("top", "random"):
         raise ArgumentError("sampling_strategy", f'is "top" or "random", not {sampling_strategy!r}')
-    novelty = _Novelty(dataset.corpus, duplicate_threshold)
+    # Deep enough that `range_max` others are left once the relevant ones are taken out.
+    depth = range_max + max(map(len, dataset.relevant_docs.values()))
     negatives: dict[str, list[str]] = {}
-    for query, ranking in _rankings(dataset, source, range_max, show_progress):
+    for query, ranking in _rankings(dataset, source, depth, show_progress):
         relevant = dataset.relevant_docs[query]
-        candidates = _candidates(
-            ranking, set(relevant), range(range_min, range_max), relative_margin, absolute_margin
-        )
+        candidates = margins.below(ranking, set(relevant), slice(range_min, range_max))
         order = list(candidates)
         if sampling_strategy == "random":
             # Of the query's own, so that other queries change nothing.
@@ -125,13 +127,85 @@ def mine_hard_negatives(
     return negatives
 
 
-def _check(
-    num_negatives: int,
-    range_min: int,
-    range_max: int,
-    relative_margin: float | None,
-    absolute_margin: float | None,
-) -> None:
+@dataclass(frozen=True)
+class Candidates(Mapping[str, list[tuple[str, float | None]]]):
+    """What a retriever finds: query id to (document id, score) of its candidates, best first."""
+
+    dataset: EmbeddingQAFinetuneDataset
+    """What was searched."""
+    rankings: Mapping[str, Ranking]
+    """What the source returned for each query."""
+
+    def __getitem__(self, query: str) -> list[tuple[str, float | None]]:
+        """Return the candidates of a query, relevant ones included."""
+        ranking = self.rankings[query]
+        return list(zip(ranking.documents, ranking.scores, strict=True))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rankings)
+
+    def __len__(self) -> int:
+        return len(self.rankings)
+
+    def negatives(
+        self,
+        *,
+        relative_margin: float | None = 0.05,
+        absolute_margin: float | None = None,
+        duplicate_threshold: float | None = DEFAULT_THRESHOLD,
+    ) -> dict[str, list[str]]:
+        """Return query id to those candidates that are safe to call wrong answers.
+
+        Args:
+            relative_margin: see `mine_hard_negatives`, as for the other margin.
+            absolute_margin: a difference of scores.
+            duplicate_threshold: leave out documents this similar to a relevant one; None
+                turns it off.
+
+        Raises:
+            ArgumentError: a bad argument.
+        """
+        margins = _Margins(relative_margin, absolute_margin)
+        novelty = _Novelty(self.dataset.corpus, duplicate_threshold)
+        safe: dict[str, list[str]] = {}
+        for query, ranking in self.rankings.items():
+            relevant = self.dataset.relevant_docs[query]
+            low = margins.below(ranking, set(relevant), slice(None))
+            safe[query] = [document for document in low if not novelty.repeats(document, relevant)]
+        return safe
+
+
+def retrieve_candidates(
+    dataset: EmbeddingQAFinetuneDataset,
+    source: BaseEmbedding | BaseRetriever | Literal["bm25"],
+    *,
+    top_k: int = 20,
+    show_progress: bool = True,
+) -> Candidates:
+    """Return what a reranker would be given: each query's best documents with their scores.
+
+    `RerankDataset.from_embedding_qa` joins them with what is known to be relevant, and
+    `Candidates.negatives` tells which others are safe to count as wrong.
+
+    Args:
+        dataset: its queries are asked.
+        source: what ranks the corpus, as for `mine_hard_negatives`. An embedding and "bm25"
+            search the corpus itself; an embedding returns each text once.
+        top_k: how many candidates for each query, at most.
+        show_progress: show bars on stderr where that is a terminal.
+
+    Raises:
+        ArgumentError: a bad argument, a vector or score with a NaN (names the text), or a
+            retriever that returns no document of the dataset.
+    """
+    dataset = EmbeddingQAFinetuneDataset.coerce(dataset)
+    if top_k < 1:
+        raise ArgumentError("top_k", f"must be at least 1, not {top_k}")
+    found = _rankings(dataset, source, top_k, show_progress)
+    return Candidates(dataset, {query: ranking.cut(top_k) for query, ranking in found})
+
+
+def _check_range(num_negatives: int, range_min: int, range_max: int) -> None:
     if num_negatives < 1:
         raise ArgumentError("num_negatives", f"must be at least 1, not {num_negatives}")
     if range_min < 0:
@@ -142,42 +216,46 @@ def _check(
             f"must leave room for {num_negatives} negatives above range_min={range_min}, "
             f"not {range_max}",
         )
-    margins = {"relative_margin": relative_margin, "absolute_margin": absolute_margin}
-    for name, margin in margins.items():
-        if margin is not None and not 0 <= margin < float("inf"):
-            raise ArgumentError(name, f"must be at least 0, or None, not {margin}")
 
 
-def _candidates(
-    ranking: _Ranking,
-    relevant: set[str],
-    ranks: range,
-    relative_margin: float | None,
-    absolute_margin: float | None,
-) -> list[str]:
-    """Return the documents within the ranks that score low enough to be no answer."""
-    limit = float("inf")
-    if ranking.relevant is not None:
-        if relative_margin is not None:
-            limit = ranking.relevant - relative_margin * abs(ranking.relevant)
-        if absolute_margin is not None:
-            limit = min(limit, ranking.relevant - absolute_margin)
-    others = [
-        (document, score)
-        for document, score in zip(ranking.documents, ranking.scores, strict=True)
-        if document not in relevant
-    ]
-    return [
-        document
-        for document, score in others[ranks.start : ranks.stop]
-        if score is None or score <= limit
-    ]
+class _Margins:
+    """Picks documents that score too low to be an answer that nobody marked."""
+
+    def __init__(self, relative: float | None, absolute: float | None) -> None:
+        for name, margin in {"relative_margin": relative, "absolute_margin": absolute}.items():
+            if margin is not None and not 0 <= margin < float("inf"):
+                raise ArgumentError(name, f"must be at least 0, or None, not {margin}")
+        self._relative = relative
+        self._absolute = absolute
+
+    def below(self, ranking: Ranking, relevant: set[str], ranks: slice) -> list[str]:
+        """Return the documents within the ranks, relevant ones not counted, that pass."""
+        limit = self._limit(ranking.relevant)
+        others = [
+            (document, score)
+            for document, score in zip(ranking.documents, ranking.scores, strict=True)
+            if document not in relevant
+        ]
+        return [document for document, score in others[ranks] if score is None or score <= limit]
+
+    def _limit(self, relevant: float | None) -> float:
+        limit = float("inf")
+        if relevant is not None:
+            if self._relative is not None:
+                limit = relevant - self._relative * abs(relevant)
+            if self._absolute is not None:
+                limit = min(limit, relevant - self._absolute)
+        return limit
 
 
 class _Novelty:
     """Picks documents that repeat neither a relevant one nor each other."""
 
     def __init__(self, corpus: dict[str, str], threshold: float | None) -> None:
+        if threshold is not None and not 0 < threshold <= 1:
+            raise ArgumentError(
+                "duplicate_threshold", f"is above 0 and at most 1, or None, not {threshold}"
+            )
         self._threshold = threshold
         self._shingles = functools.lru_cache(_KEPT_SHINGLES)(
             lambda document: shingles(corpus[document])
@@ -189,21 +267,22 @@ class _Novelty:
         for document in documents:
             if len(taken) == count:
                 break
-            if not any(self._alike(document, other) for other in [*relevant, *taken]):
+            if not self.repeats(document, [*relevant, *taken]):
                 taken.append(document)
         return taken
 
-    def _alike(self, a: str, b: str) -> bool:
-        if self._threshold is None:
-            return False
-        return jaccard(self._shingles(a), self._shingles(b)) >= self._threshold
+    def repeats(self, document: str, others: Iterable[str]) -> bool:
+        """Whether a document says the same as one of the others."""
+        threshold = self._threshold
+        return threshold is not None and any(
+            jaccard(self._shingles(document), self._shingles(other)) >= threshold
+            for other in others
+        )
 
 
 def _rankings(
-    dataset: EmbeddingQAFinetuneDataset, source: Any, range_max: int, show_progress: bool
-) -> Iterator[tuple[str, _Ranking]]:
-    # Deep enough that `range_max` others are left once the relevant ones are taken out.
-    depth = range_max + max(map(len, dataset.relevant_docs.values()))
+    dataset: EmbeddingQAFinetuneDataset, source: Any, depth: int, show_progress: bool
+) -> Iterator[tuple[str, Ranking]]:
     if isinstance(source, str) and source == "bm25":
         return _rank_by_bm25(dataset, depth, show_progress)
     if hasattr(source, "get_text_embedding_batch"):
@@ -219,7 +298,7 @@ def _rankings(
 
 def _rank_by_embedding(
     dataset: EmbeddingQAFinetuneDataset, model: BaseEmbedding, depth: int, show_progress: bool
-) -> Iterator[tuple[str, _Ranking]]:
+) -> Iterator[tuple[str, Ranking]]:
     documents, document_row = _distinct(dataset.corpus)
     queries, query_row = _distinct(dataset.queries)
     corpus_vectors = _unit(embed_corpus(model, documents, show_progress))
@@ -238,7 +317,7 @@ def _rank_by_embedding(
             }
             lowest = float((corpus_vectors[list(relevant)] @ vector).min())
             found = [relevant.get(row, ids[row]) for row in rows]
-            yield query, _Ranking(found, values, lowest)
+            yield query, Ranking(found, values, lowest)
 
 
 def _distinct(texts: dict[str, str]) -> tuple[dict[str, str], dict[str, int]]:
@@ -261,7 +340,7 @@ def _unit(vectors: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.
 
 def _rank_by_bm25(
     dataset: EmbeddingQAFinetuneDataset, depth: int, show_progress: bool
-) -> Iterator[tuple[str, _Ranking]]:
+) -> Iterator[tuple[str, Ranking]]:
     """Rank by BM25; a document that shares no word with the query is not in the ranking."""
     import bm25s
 
@@ -276,7 +355,7 @@ def _rank_by_bm25(
         found = np.flatnonzero(scores > 0)
         found = found[np.argsort(-scores[found], kind="stable")][:depth]
         lowest = min(float(scores[row[document]]) for document in dataset.relevant_docs[query])
-        yield query, _Ranking([ids[number] for number in found], scores[found].tolist(), lowest)
+        yield query, Ranking([ids[number] for number in found], scores[found].tolist(), lowest)
 
 
 def bm25_tokens(text: str) -> list[str]:
@@ -304,7 +383,7 @@ def _rank_by_retriever(
     retriever: BaseRetriever,
     depth: int,
     show_progress: bool,
-) -> Iterator[tuple[str, _Ranking]]:
+) -> Iterator[tuple[str, Ranking]]:
     retriever = _deepened(retriever, depth)
     example: str | None = None
     known = False
@@ -334,7 +413,7 @@ def _rank_by_retriever(
         known = known or bool(scores)
         relevant = [scores.get(document) for document in dataset.relevant_docs[query]]
         lowest = min((score for score in relevant if score is not None), default=None)
-        yield query, _Ranking(list(scores), list(scores.values()), lowest)
+        yield query, Ranking(list(scores), list(scores.values()), lowest)
     if not known:
         raise ArgumentError(
             "source",

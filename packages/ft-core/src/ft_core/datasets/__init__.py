@@ -3,6 +3,7 @@
 from ft_core.datasets.base import FinetuneDataset
 from ft_core.datasets.chat import ChatDataset, ChatExample, PreferenceDataset, PreferenceExample
 from ft_core.datasets.embedding_qa import EmbeddingQAFinetuneDataset
+from ft_core.datasets.rerank import RerankDataset, RerankDocument, RerankExample
 
 __all__ = [
     "ChatDataset",
@@ -11,4 +12,7 @@ __all__ = [
     "FinetuneDataset",
     "PreferenceDataset",
     "PreferenceExample",
+    "RerankDataset",
+    "RerankDocument",
+    "RerankExample",
 ]

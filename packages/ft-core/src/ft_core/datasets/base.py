@@ -69,3 +69,24 @@ def validated(model: type[Model], content: Any, source: Path | str | None = None
             for part in first["loc"]
         ).lstrip(".")
         raise DatasetError(first["msg"], source=source, place=place) from None
+
+
+def check_text(value: Any, place: str = "") -> None:
+    """Check that any JSON value can be written: no half of a surrogate pair, no NaN."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except RecursionError:
+        raise DatasetError("is nested too deeply", place=place) from None
+    except (TypeError, ValueError) as error:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                check_text(inner, f"{place}.{key}".lstrip("."))
+        elif isinstance(value, list):
+            for index, inner in enumerate(value):
+                check_text(inner, f"{place}[{index}]")
+        reason = (
+            "holds half of a surrogate pair, which no file can; drop the character"
+            if isinstance(error, UnicodeEncodeError)
+            else f"cannot be written as JSON: {error}"
+        )
+        raise DatasetError(reason, place=place) from None

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator, model_validator
 from typing_extensions import Self
 
 from ft_core import files
 from ft_core.datasets import chat_messages
+from ft_core.datasets.base import check_text
 from ft_core.datasets.chat_messages import Message
 from ft_core.datasets.duplicates import fold
-from ft_core.datasets.examples import Example, ExampleDataset, median_words
+from ft_core.datasets.examples import Example, ExampleDataset, median_words, write_lines
 from ft_core.errors import DatasetError
 
 _WRAPPED = (
@@ -27,7 +29,26 @@ _WRAPPED = (
 )
 
 
-class ChatExample(Example):
+class OpenAIExample(Example):
+    """An example that has a line in OpenAI's fine-tuning file."""
+
+    def to_openai(self) -> dict[str, Any]:
+        """Return the line of OpenAI's fine-tuning file."""
+        raise NotImplementedError
+
+
+OpenAIExampleT = TypeVar("OpenAIExampleT", bound=OpenAIExample)
+
+
+class OpenAIDataset(ExampleDataset[OpenAIExampleT], Generic[OpenAIExampleT]):
+    """Examples that OpenAI's fine-tuning takes."""
+
+    def to_openai_jsonl(self, path: Path | str) -> None:
+        """Write the file that OpenAI's fine-tuning takes: without `metadata` and the like."""
+        write_lines(path, (example.to_openai() for example in self.examples))
+
+
+class ChatExample(OpenAIExample):
     """A conversation that ends with the answer to learn.
 
     Raises:
@@ -64,7 +85,7 @@ class ChatExample(Example):
         chat_messages.check_tools(self.tools or ())
         chat_messages.check_functions(self.functions or ())
         for name in type(self).model_fields:
-            chat_messages.check_text(getattr(self, name), name)
+            check_text(getattr(self, name), name)
         return self
 
     def question(self) -> str:
@@ -110,7 +131,7 @@ class PreferenceInput(BaseModel):
         return [chat_messages.without_absent(message) for message in messages]
 
 
-class PreferenceExample(Example):
+class PreferenceExample(OpenAIExample):
     """One conversation with a better and a worse answer, for direct preference optimisation.
 
     Raises:
@@ -148,7 +169,7 @@ class PreferenceExample(Example):
         if self.preferred_output == self.non_preferred_output:
             raise DatasetError("is the same as preferred_output", place="non_preferred_output")
         chat_messages.check_tools(self.input.tools or (), "input.tools")
-        chat_messages.check_text(self.content())
+        check_text(self.content())
         return self
 
     def question(self) -> str:
@@ -169,7 +190,7 @@ class PreferenceExample(Example):
         }
 
 
-class ChatDataset(ExampleDataset[ChatExample]):
+class ChatDataset(OpenAIDataset[ChatExample]):
     """Conversations whose last message is the answer to learn; a JSON Lines file on disk."""
 
     _example = ChatExample
@@ -191,7 +212,7 @@ class ChatDataset(ExampleDataset[ChatExample]):
         }
 
 
-class PreferenceDataset(ExampleDataset[PreferenceExample]):
+class PreferenceDataset(OpenAIDataset[PreferenceExample]):
     """Conversations with a better and a worse answer each; a JSON Lines file on disk."""
 
     _example = PreferenceExample

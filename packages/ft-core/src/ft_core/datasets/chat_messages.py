@@ -131,27 +131,6 @@ def check_functions(functions: Sequence[dict[str, Any]], place: str = "functions
     _check_unique([function["name"] for function in functions], place)
 
 
-def check_text(value: Any, place: str = "") -> None:
-    """Check that any JSON value can be written: no half of a surrogate pair, no NaN."""
-    try:
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except RecursionError:
-        _refuse(place, "is nested too deeply")
-    except (TypeError, ValueError) as error:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                check_text(inner, f"{place}.{key}".lstrip("."))
-        elif isinstance(value, list):
-            for index, inner in enumerate(value):
-                check_text(inner, f"{place}[{index}]")
-        reason = (
-            "holds half of a surrogate pair, which no file can; drop the character"
-            if isinstance(error, UnicodeEncodeError)
-            else f"cannot be written as JSON: {error}"
-        )
-        raise DatasetError(reason, place=place) from None
-
-
 def _check_content(content: Any, role: str, place: str) -> None:
     if isinstance(content, str):
         return

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from typing_extensions import Self
 
 from ft_core import files
-from ft_core.datasets.base import FinetuneDataset, validated
+from ft_core.datasets.base import FinetuneDataset, Model, validated
 from ft_core.datasets.duplicates import DEFAULT_THRESHOLD
 from ft_core.datasets.grouping import split_texts
 from ft_core.errors import DatasetError
@@ -22,16 +22,12 @@ logger = logging.getLogger(__name__)
 
 
 class Example(BaseModel):
-    """What both kinds of example share."""
+    """What all kinds of example share."""
 
     model_config = ConfigDict(extra="forbid")
 
     def question(self) -> str:
         """Return the text that decides on which side of a split the example goes."""
-        raise NotImplementedError
-
-    def to_openai(self) -> dict[str, Any]:
-        """Return the line of OpenAI's fine-tuning file."""
         raise NotImplementedError
 
     def content(self) -> dict[str, Any]:
@@ -49,6 +45,8 @@ class ExampleDataset(FinetuneDataset, Generic[ExampleT]):
     """At least one."""
 
     _example: ClassVar[type[Example]]
+    _names: ClassVar[frozenset[str]] = frozenset({"metadata"})
+    """Fields that teach nothing: examples that differ in no other are the same."""
 
     @field_validator("examples", mode="before")
     @classmethod
@@ -56,7 +54,7 @@ class ExampleDataset(FinetuneDataset, Generic[ExampleT]):
         if isinstance(examples, str | Mapping) or not isinstance(examples, Iterable):
             return examples  # for pydantic to refuse
         return [
-            _placed(cls._example, example, f"examples[{index}]", ".")
+            placed(cls._example, example, f"examples[{index}]")
             for index, example in enumerate(examples)
         ]
 
@@ -84,7 +82,7 @@ class ExampleDataset(FinetuneDataset, Generic[ExampleT]):
         """
         try:
             examples = [
-                _placed(cls._example, value, f"line {number}", ", ")
+                placed(cls._example, value, f"line {number}", ", ")
                 for number, value in _lines(path)
             ]
         except DatasetError as error:
@@ -106,11 +104,7 @@ class ExampleDataset(FinetuneDataset, Generic[ExampleT]):
 
     def save(self, path: Path | str) -> None:
         """Write one example a line; the file is written whole or not at all."""
-        _write(path, (example.content() for example in self.examples))
-
-    def to_openai_jsonl(self, path: Path | str) -> None:
-        """Write the file that OpenAI's fine-tuning takes: without `metadata` and the like."""
-        _write(path, (example.to_openai() for example in self.examples))
+        write_lines(path, (example.content() for example in self.examples))
 
     def split(
         self,
@@ -156,7 +150,7 @@ class ExampleDataset(FinetuneDataset, Generic[ExampleT]):
         """Return the dataset with the first of each set of examples that teach the same."""
         first: dict[str, ExampleT] = {}
         for example in self.examples:
-            content = {k: v for k, v in example.content().items() if k != "metadata"}
+            content = {k: v for k, v in example.content().items() if k not in self._names}
             first.setdefault(files.content_hash(content), example)
         return type(self)(examples=list(first.values()))
 
@@ -164,8 +158,8 @@ class ExampleDataset(FinetuneDataset, Generic[ExampleT]):
         return {"examples": [example.content() for example in self.examples]}
 
 
-def _placed(model: type[Example], value: Any, place: str, joint: str) -> Example:
-    """Return the value as an example; an error tells `place`, and where in it."""
+def placed(model: type[Model], value: Any, place: str, joint: str = ".") -> Model:
+    """Return the value as a model; an error tells `place`, and, behind the joint, where in it."""
     try:
         return validated(model, value)
     except DatasetError as error:
@@ -218,7 +212,8 @@ def _is_torn(line: bytes) -> bool:
     return False
 
 
-def _write(path: Path | str, lines: Iterable[dict[str, Any]]) -> None:
+def write_lines(path: Path | str, lines: Iterable[dict[str, Any]]) -> None:
+    """Write JSON Lines, whole or not at all."""
     with files.atomic_write(path) as file:
         for line in lines:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

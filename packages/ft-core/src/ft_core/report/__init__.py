@@ -19,7 +19,7 @@ from ft_core.report.comparison import (
 from ft_core.report.text import plural
 
 if TYPE_CHECKING:
-    from ft_core.datasets import EmbeddingQAFinetuneDataset
+    from ft_core.datasets import EmbeddingQAFinetuneDataset, RerankDataset
     from ft_core.evaluation import Evaluation
 
 __all__ = ["AnswerReport", "Report"]
@@ -56,14 +56,19 @@ class Report(BaseReport["Evaluation"]):
     def __init__(
         self,
         evaluations: Sequence[Evaluation],
-        dataset: EmbeddingQAFinetuneDataset,
+        dataset: EmbeddingQAFinetuneDataset | RerankDataset,
         *,
         title: str = "Comparison of runs",
         baseline: str | None = None,
         primary: str | None = None,
         examples: int = 5,
     ) -> None:
-        check_comparable(evaluations, dataset.content_hash, dataset.queries)
+        from ft_core.datasets import RerankDataset
+
+        content_hash = dataset.content_hash
+        if isinstance(dataset, RerankDataset):
+            dataset = dataset.to_embedding_qa()
+        check_comparable(evaluations, content_hash, dataset.queries)
         for run in evaluations:
             for metric, scores in run.scores.items():
                 if len(scores) != len(dataset.queries):
