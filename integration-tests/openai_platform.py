@@ -27,23 +27,27 @@ import json
 import random
 import re
 import secrets
-import socket
-import string
-import sys
 import tempfile
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from email.parser import BytesParser
-from email.policy import HTTP
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Literal, Protocol
-from urllib.parse import parse_qsl, unquote, urlsplit
+from typing import Any, Protocol
 
+from contract_server import (
+    Call,
+    Contract,
+    ContractError,
+    ContractServer,
+    DescriptionContract,
+    Fault,
+    Reply,
+    ServiceError,
+    fold_form,
+    parse_form,
+)
 from platform_trainer import (
     Answer,
     LocalTrainer,
@@ -54,6 +58,7 @@ from platform_trainer import (
     TrainingRequest,
     count_words,
 )
+from typing_extensions import Self
 
 API_DESCRIPTION = Path(__file__).resolve().parents[2] / "shared" / "specs" / "openai.json"
 ORGANIZATION = "org-platform"
@@ -62,7 +67,7 @@ ORGANIZATION = "org-platform"
 # Errors and values
 
 
-class APIError(Exception):
+class APIError(ServiceError):
     """An answer with a status of 400 or more, and OpenAI's error body."""
 
     def __init__(
@@ -75,296 +80,30 @@ class APIError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-        self.headers = dict(headers or {})
-
-
-class ContractError(Exception):
-    """A request or an answer that the API description does not allow."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One HTTP request as it arrived, in the shape that openapi-core reads."""
-
-    method: str
-    """In lower case."""
-    path: str
-    """With its /v1."""
-    query: Sequence[tuple[str, str]]
-    headers: Mapping[str, str]
-    """Names in lower case."""
-    body: bytes
-
-    @property
-    def content_type(self) -> str:
-        return self.headers.get("content-type", "")
-
-    @property
-    def json(self) -> dict[str, Any]:
-        value = json.loads(self.body)
-        assert isinstance(value, dict)
-        return value
-
-    def parameter(self, name: str, default: str | None = None) -> str | None:
-        return dict(self.query).get(name, default)
-
-
-@dataclass
-class Reply:
-    """What goes back: one JSON body, the chunks of a stream, or a file's bytes."""
-
-    body: dict[str, Any] | None = None
-    chunks: list[dict[str, Any]] | None = None
-    content: bytes | None = None
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class Request:
-    """One request in the server's diary. Headers lack the API key."""
-
-    method: str
-    path: str
-    """Without /v1 and query."""
-    query: dict[str, str]
-    headers: dict[str, str]
-    body: Any
-    """Parsed JSON, a form's fields (a file as its name and size), or None."""
-    template: str | None = None
-    """The path as the description writes it, or None where it has none such."""
-    status: int | None = None
-    """None while in flight, and where the connection was dropped."""
-    done: bool = False
-    """The work was done, whatever was answered."""
-
-    def matches(self, on: str) -> bool:
-        """Whether this is "METHOD /path" or "/path"; the path real, or as described."""
-        method, _, place = on.rpartition(" ")
-        return method in ("", self.method) and place in (self.path, self.template)
-
-    @property
-    def retry(self) -> int:
-        """How often the SDK says that it has tried before."""
-        return int(self.headers.get("x-stainless-retry-count", 0))
-
-
-def parse_form(content_type: str, body: bytes) -> dict[str, tuple[str | None, bytes]]:
-    """Return the fields of a multipart body: name to (file name or None, content)."""
-    head = f"Content-Type: {content_type}\r\n\r\n".encode()
-    message = BytesParser(policy=HTTP).parsebytes(head + body)
-    if not message.is_multipart():
-        raise ContractError("the body is not multipart/form-data with a boundary")
-    fields: dict[str, tuple[str | None, bytes]] = {}
-    for part in message.iter_parts():
-        name = part.get_param("name", header="content-disposition")
-        content = part.get_payload(decode=True)
-        assert isinstance(content, bytes)
-        fields[str(name)] = (part.get_filename(), content)
-    return fields
-
-
-def fold_form(fields: Mapping[str, tuple[str | None, bytes]]) -> dict[str, bytes]:
-    """Fold `name[key]` fields into one JSON field `name`, as the client unfolded them."""
-    folded: dict[str, bytes] = {}
-    nested: dict[str, dict[str, Any]] = {}
-    for name, (_, content) in fields.items():
-        match = re.fullmatch(r"(\w+)\[(\w+)\]", name)
-        if match is None:
-            folded[name] = content
-        else:
-            text = content.decode()
-            nested.setdefault(match[1], {})[match[2]] = int(text) if text.isdigit() else text
-    return folded | {name: json.dumps(value).encode() for name, value in nested.items()}
+        error = {"message": message, "type": kind, "param": param, "code": code}
+        super().__init__(status, message, {"error": error}, headers)
 
 
 # --------------------------------------------------------------------------------------
 # The contract
 
 
-class Contract(Protocol):
-    def check_request(self, call: Call, template: str) -> None: ...
-    def check_reply(self, call: Call, template: str, status: int, body: Any) -> None: ...
-    def check_chunk(self, call: Call, chunk: dict[str, Any]) -> None: ...
+class MessageContract(Contract, Protocol):
     def check_message(self, message: Any) -> None: ...
 
 
-class DescriptionContract:
-    """The published description, through openapi-core.
+class PlatformContract(DescriptionContract):
+    """The published description of OpenAI's API.
 
-    The description says 3.1 and in places means 3.0 or JSON that only a machine with every
-    file of the original can resolve, so four things are rewritten on loading:
-    `nullable: true`, which 3.1 does not know, becomes a type "null" beside the others;
-    `exclusiveMinimum: true`, which would be read as the number 1, becomes its `minimum`;
-    `format: binary` on a string, which no validator holds bytes against, becomes anything;
-    discriminators, whose implicit mapping names schemas that do not exist (role "user"), go:
-    the `oneOf` beside each says the same.
-
-    Three checks are not openapi-core's: fields and query parameters that the description does
-    not know (the real service refuses these, the description tolerates them); bodies of
-    errors, described by a schema that no operation refers to (jsonschema); and what a
-    training file's message is (jsonschema). The content of a file is described as a JSON
-    string, which it is not, there as here: only that the call exists is checked.
+    Besides, what a training file's message is (jsonschema). The content of a file is described
+    as a JSON string, which it is not, there as here: only that the call exists is checked.
     """
 
-    host = "https://api.openai.com"
-
     def __init__(self, path: Path) -> None:
-        from jsonschema import Draft202012Validator
-        from jsonschema_path import SchemaPath
-        from openapi_core import Config, OpenAPI
-
-        self._description = _to_3_1(json.loads(path.read_text(encoding="utf-8")))
-        config = Config(
-            spec_validator_cls=None,
-            extra_media_type_deserializers={
-                "multipart/form-data": _form_fields,
-                "text/event-stream": lambda value, **_: json.loads(value.removeprefix(b"data: ")),
-            },
-        )
-        self._api = OpenAPI(SchemaPath.from_dict(self._description), config=config)
-        self._lock = threading.Lock()
-        self._schemas = {
-            name: Draft202012Validator(
-                {
-                    "$ref": f"#/components/schemas/{name}",
-                    "components": self._description["components"],
-                }
-            )
-            for name in ("ErrorResponse", "ChatCompletionRequestMessage")
-        }
-
-    def check_request(self, call: Call, template: str) -> None:
-        self._check(self._api.validate_request, _CoreRequest(call))
-        operation = self._description["paths"][template][call.method]
-        self._check_names(
-            "query parameter",
-            {name.split("[")[0] for name, _ in call.query},
-            {parameter["name"] for parameter in operation.get("parameters", [])},
-        )
-        for media in operation.get("requestBody", {}).get("content", {}).values():
-            given = _form_fields(call.body, call.content_type) if _is_form(call) else call.json
-            self._check_names("request argument", set(given), self._properties(media["schema"]))
-
-    def check_reply(self, call: Call, template: str, status: int, body: Any) -> None:
-        if status >= 400:
-            return self._check_schema("ErrorResponse", body)
-        response = _CoreResponse(json.dumps(body).encode(), "application/json", status)
-        return self._check(self._api.validate_response, _CoreRequest(call), response)
-
-    def check_chunk(self, call: Call, chunk: dict[str, Any]) -> None:
-        data = b"data: " + json.dumps(chunk).encode()
-        response = _CoreResponse(data, "text/event-stream", 200)
-        self._check(self._api.validate_response, _CoreRequest(call), response)
+        super().__init__(path, error_schema="ErrorResponse")
 
     def check_message(self, message: Any) -> None:
-        self._check_schema("ChatCompletionRequestMessage", message)
-
-    def _check(self, validate: Callable[..., None], *arguments: Any) -> None:
-        from openapi_core.exceptions import OpenAPIError
-
-        try:
-            with self._lock:
-                validate(*arguments)
-        except OpenAPIError as error:
-            raise ContractError(_reason(error)) from None
-
-    def _check_schema(self, name: str, value: Any) -> None:
-        from jsonschema.exceptions import best_match
-
-        error = best_match(self._schemas[name].iter_errors(value))
-        if error is not None:
-            raise ContractError(f"{error.json_path}: {error.message}")
-
-    @staticmethod
-    def _check_names(what: str, given: set[str], known: set[str]) -> None:
-        if unknown := sorted(given - known):
-            raise ContractError(f"Unrecognized {what} supplied: {', '.join(unknown)}")
-
-    def _properties(self, schema: dict[str, Any]) -> set[str]:
-        """The names of the fields that a schema knows, those of its parts included."""
-        if "$ref" in schema:
-            name = schema["$ref"].rsplit("/", 1)[1]
-            return self._properties(self._description["components"]["schemas"][name])
-        names = set(schema.get("properties", {}))
-        for part in schema.get("allOf", []):
-            names |= self._properties(part)
-        return names
-
-
-def _to_3_1(node: Any) -> Any:
-    if isinstance(node, list):
-        return [_to_3_1(item) for item in node]
-    if not isinstance(node, dict):
-        return node
-    if node.get("type") == "string" and node.get("format") == "binary":
-        return {}
-    if "in" in node and "schema" in node:
-        # A parameter: null has no form in a URL, and openapi-core wants its one type.
-        node = node | {"schema": {**node["schema"], "nullable": False}}
-    changed = {
-        key: _to_3_1(value)
-        for key, value in node.items()
-        if key != "nullable" and not (key == "discriminator" and "propertyName" in value)
-    }
-    if changed.get("exclusiveMinimum") is True:
-        changed["exclusiveMinimum"] = changed.pop("minimum")
-    if node.get("nullable") is True:
-        return {"anyOf": [changed, {"type": "null"}]}
-    return changed
-
-
-def _is_form(call: Call) -> bool:
-    return call.content_type.startswith("multipart/form-data")
-
-
-def _form_fields(value: bytes, content_type: str = "", **parameters: str) -> dict[str, bytes]:
-    # openapi-core hands over the parameters of the content type, not the type itself.
-    if parameters:
-        content_type = f'multipart/form-data; boundary="{parameters.get("boundary", "")}"'
-    try:
-        return fold_form(parse_form(content_type, value))
-    except ContractError as error:
-        raise ValueError(str(error)) from None
-
-
-class _CoreRequest:
-    """A `Call` by openapi-core's protocol."""
-
-    def __init__(self, call: Call) -> None:
-        from openapi_core.datatypes import RequestParameters
-        from werkzeug.datastructures import Headers, ImmutableMultiDict
-
-        self.host_url = DescriptionContract.host
-        self.method = call.method
-        self.path = call.path
-        self.body = call.body or None
-        self.content_type = call.content_type
-        self.parameters = RequestParameters(
-            query=ImmutableMultiDict(call.query), header=Headers(list(call.headers.items()))
-        )
-
-
-@dataclass
-class _CoreResponse:
-    data: bytes
-    content_type: str
-    status_code: int
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-def _reason(error: BaseException) -> str:
-    """The place and the cause of what openapi-core found, in one line."""
-    from jsonschema.exceptions import best_match
-
-    found = list(getattr(error.__cause__, "schema_errors", ()))
-    best = best_match(found)
-    if best is None:
-        return f"{error} {error.__cause__ or ''}".strip()
-    return f"{best.json_path}: {best.message}"
+        self.check_schema("ChatCompletionRequestMessage", message)
 
 
 class SDKContract:
@@ -460,9 +199,9 @@ class SDKContract:
 
 
 @cache
-def load_contract(path: Path) -> Contract:
+def load_contract(path: Path) -> MessageContract:
     """Return the contract, loaded once for each path."""
-    return DescriptionContract(path) if path.exists() else SDKContract()
+    return PlatformContract(path) if path.exists() else SDKContract()
 
 
 # --------------------------------------------------------------------------------------
@@ -514,50 +253,6 @@ class Behaviour:
     """Models that the teacher answers for; any name that is not "ft:..." if None."""
 
 
-@dataclass
-class _Fault:
-    what: int | Literal["drop", "hang", "cut"]
-    times: int
-    on: str | None
-    done: bool
-    retry_after: float
-    seconds: float
-
-    def fits(self, request: Request) -> bool:
-        return self.times > 0 and (self.on is None or request.matches(self.on))
-
-    def error(self) -> APIError:
-        if self.what == 429:
-            return APIError(
-                429,
-                f"Rate limit reached for requests. Please try again in {self.retry_after:g}s.",
-                kind="requests",
-                code="rate_limit_exceeded",
-                headers={
-                    "retry-after": f"{max(1, round(self.retry_after))}",
-                    "retry-after-ms": f"{round(self.retry_after * 1000)}",
-                    "x-ratelimit-limit-requests": "500",
-                    "x-ratelimit-remaining-requests": "0",
-                    "x-ratelimit-reset-requests": f"{self.retry_after:g}s",
-                },
-            )
-        assert isinstance(self.what, int)
-        if self.what == 503:
-            return APIError(503, "That model is currently overloaded.", kind="server_error")
-        if self.what >= 500:
-            message = "The server had an error while processing your request. Sorry about that!"
-            return APIError(self.what, message, kind="server_error")
-        return APIError(self.what, "This request cannot be answered.")
-
-
-class _Drop(Exception):
-    """Close the connection without (the rest of) an answer."""
-
-    def __init__(self, after: Reply | None = None) -> None:
-        super().__init__()
-        self.after = after
-
-
 # --------------------------------------------------------------------------------------
 # Files
 
@@ -597,7 +292,9 @@ class InvalidFile(Exception):
         self.code = code
 
 
-def check_examples(content: bytes, role: str, method: str, minimum: int, contract: Contract) -> int:
+def check_examples(
+    content: bytes, role: str, method: str, minimum: int, contract: MessageContract
+) -> int:
     """Validate a JSONL file as the service does before it trains; return its token count.
 
     Raises:
@@ -622,7 +319,7 @@ def check_examples(content: bytes, role: str, method: str, minimum: int, contrac
     return sum(count_tokens(line) for _, line in examples)
 
 
-def _check_example(example: Any, method: str, contract: Contract) -> None:
+def _check_example(example: Any, method: str, contract: MessageContract) -> None:
     if not isinstance(example, dict):
         raise ContractError("the example is not a JSON object")
     if method == "dpo":
@@ -650,7 +347,7 @@ def _check_keys(value: Any, wanted: set[str], allowed: set[str]) -> None:
 
 
 def _check_messages(
-    messages: Any, contract: Contract, *, ends_with_assistant: bool = False
+    messages: Any, contract: MessageContract, *, ends_with_assistant: bool = False
 ) -> None:
     if not isinstance(messages, list) or not messages:
         raise ContractError('key "messages": a list of messages is wanted')
@@ -937,7 +634,7 @@ ROUTES: tuple[tuple[str, str, str], ...] = (
 """Method, path and the method of `OpenAIPlatform` that answers."""
 
 
-class OpenAIPlatform:
+class OpenAIPlatform(ContractServer):
     """The service, in threads of this process; a context manager.
 
     Args:
@@ -947,7 +644,15 @@ class OpenAIPlatform:
         description: the API description; where it is not, the client's own types are used.
         port: a free one if 0.
         behaviour: the fields of `Behaviour`.
+
+    The service knows no idempotency keys: the API description has none, and OpenAI's client
+    sends none unless it is told which header would carry it.
     """
+
+    routes = ROUTES
+    name = "openai-platform"
+    prefix = "/v1"
+    _contract: MessageContract
 
     def __init__(
         self,
@@ -959,66 +664,34 @@ class OpenAIPlatform:
         port: int = 0,
         **behaviour: Any,
     ) -> None:
+        key = api_key or f"sk-test-{secrets.token_hex(12)}"
+        super().__init__(load_contract(description), api_key=key, port=port)
         self.trainer = trainer
         self.teacher = teacher
-        self.api_key = api_key or f"sk-test-{secrets.token_hex(12)}"
         self.behaviour = Behaviour(**behaviour)
-        self.requests: list[Request] = []
-        """Every request, oldest first."""
-        self.violations: list[str] = []
-        """What clients or this server did against the contract, or crashed on."""
-        self._contract = load_contract(description)
         self._files: dict[str, _File] = {}
         self._jobs: dict[str, _Job] = {}
         self._models: dict[str, tuple[int, Answer]] = {}
-        self._faults: list[_Fault] = []
-        self._change = threading.Condition(threading.RLock())
-        self._stopping = threading.Event()
-        self._job_threads: list[threading.Thread] = []
-        self._http = _HTTPServer(("127.0.0.1", port), _Handler)
-        self._http.platform = self
-        self._thread = threading.Thread(
-            target=self._http.serve_forever, args=(0.02,), name="openai-platform"
-        )
 
     # ---- life and diary
 
-    def __enter__(self) -> OpenAIPlatform:
+    def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="openai-platform-")
-        self._thread.start()
-        return self
+        return super().__enter__()
 
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        with self._change:
-            for job in self._jobs.values():
-                job.cancelled.set()
-            self._change.notify_all()
-        self._http.shutdown()
-        self._thread.join()
-        self._http.close_connections()
-        self._http.server_close()  # joins the threads of the connections
-        for thread in self._job_threads:
-            thread.join(timeout=120)
-        self._folder.cleanup()
-        if stuck := [thread.name for thread in self._job_threads if thread.is_alive()]:
-            raise RuntimeError(f"trainers that do not stop: {stuck}")
+    def __exit__(self, *reason: object) -> None:
+        try:
+            super().__exit__(*reason)
+        finally:
+            self._folder.cleanup()
+
+    def cancel_work(self) -> None:
+        for job in self._jobs.values():
+            job.cancelled.set()
 
     @property
-    def base_url(self) -> str:
-        return f"http://127.0.0.1:{self._http.server_address[1]}/v1"
-
-    def count(self, on: str, *, done: bool | None = None) -> int:
-        """How many requests came in that match "METHOD /path" or "/path".
-
-        Args:
-            on: the path without /v1, real or as the description writes it.
-            done: only those of which the work was, or was not, done.
-        """
-        with self._change:
-            return sum(
-                request.matches(on) and done in (None, request.done) for request in self.requests
-            )
+    def chunk_seconds(self) -> float:
+        return self.behaviour.chunk_seconds
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -1032,34 +705,6 @@ class OpenAIPlatform:
         with self._change:
             return {job.id: job.answer() for job in self._jobs.values()}
 
-    def fail(
-        self,
-        what: int | Literal["drop", "hang", "cut"],
-        *,
-        times: int = 1,
-        on: str | None = None,
-        done: bool = False,
-        retry_after: float = 0.01,
-        seconds: float = 5.0,
-    ) -> None:
-        """Let the next requests fail.
-
-        Args:
-            what: a status (429 with the headers that say when to come back, 500, 503, ...),
-                "drop" (the connection closes without an answer), "hang" (the same after
-                `seconds`), or "cut" (a stream ends in its middle).
-            times: how many requests.
-            on: which: "METHOD /path" or "/path" without /v1, the path real or as the
-                description writes it (`/files/{file_id}`); any request if None.
-            done: the work is done nevertheless: a client that tries once more does it twice.
-            retry_after: seconds a 429 asks to wait.
-
-        The service knows no idempotency keys: the API description has none, and OpenAI's
-        client sends none unless it is told which header would carry it.
-        """
-        with self._change:
-            self._faults.append(_Fault(what, times, on, done, retry_after, seconds))
-
     def wait_for(self, job_id: str, *statuses: str, timeout: float = 60) -> dict[str, Any]:
         """Wait for a job to reach one of the states; return it as clients see it."""
         with self._change:
@@ -1068,51 +713,39 @@ class OpenAIPlatform:
                 raise TimeoutError(f"{job_id} is {job.status} after {timeout} s")
             return job.answer()
 
-    # ---- one request
+    # ---- errors
 
-    def respond(self, call: Call, record: Request) -> Reply:
-        """Answer one request; what fails becomes an `APIError`'s body, or `_Drop`."""
-        try:
-            try:
-                template, name, ids = self._route(call)
-                record.template = template
-                self._authenticate(call)
-                self._check_request(call, template)
-                fault = self._fault(record)
-                if fault and not fault.done and fault.what != "cut":
-                    self._raise(fault, None)
-                reply: Reply = getattr(self, name)(call, *ids)
-                record.done = True
-            except APIError as error:
-                reply, fault = Reply(error.body, status=error.status, headers=error.headers), None
-            self._check_reply(call, record.template or "", reply)
-            if fault:
-                self._raise(fault, reply)
-        except APIError as error:
-            reply = Reply(error.body, status=error.status, headers=error.headers)
-        except _Drop:
-            raise
-        except Exception as error:  # a bug of this server, its teacher or its trainer
-            trace = traceback.format_exc(limit=-4)
-            with self._change:
-                self.violations.append(f"crash in {call.method.upper()} {call.path}: {trace}")
-            failure = APIError(500, f"{type(error).__name__}: {error}", kind="server_error")
-            reply = Reply(failure.body, status=500)
-        reply.headers["x-request-id"] = self._token("req_")
-        return reply
+    def refusal(self, status: int, message: str) -> APIError:
+        if status < 500:
+            return APIError(status, message)
+        return APIError(status, message, kind="server_error")
 
-    def _route(self, call: Call) -> tuple[str, str, tuple[str, ...]]:
-        for method, template, name in ROUTES:
-            pattern = "/v1" + re.sub(r"\{\w+\}", "([^/]+)", template)
-            match = re.fullmatch(pattern, call.path)
-            if match and method == call.method:
-                return template, name, tuple(unquote(part) for part in match.groups())
-        message = f"Invalid URL ({call.method.upper()} {call.path})"
-        with self._change:
-            self.violations.append(f"request: {message}")
-        raise APIError(404, message)
+    def contract_refusal(self, error: Exception, call: Call, template: str) -> APIError:
+        param = re.match(r"\$\.(\w+)", str(error))
+        message = f"{call.method.upper()} {template}: {error}"
+        return APIError(400, message, param=param[1] if param else None)
 
-    def _authenticate(self, call: Call) -> None:
+    def rate_limited(self, seconds: float) -> APIError:
+        return APIError(
+            429,
+            f"Rate limit reached for requests. Please try again in {seconds:g}s.",
+            kind="requests",
+            code="rate_limit_exceeded",
+            headers={
+                "retry-after": f"{max(1, round(seconds))}",
+                "retry-after-ms": f"{round(seconds * 1000)}",
+                "x-ratelimit-limit-requests": "500",
+                "x-ratelimit-remaining-requests": "0",
+                "x-ratelimit-reset-requests": f"{seconds:g}s",
+            },
+        )
+
+    def fault_error(self, status: int, fault: Fault) -> ServiceError:
+        if status == 503:
+            return self.refusal(503, "That model is currently overloaded.")
+        return super().fault_error(status, fault)
+
+    def authenticate(self, call: Call) -> None:
         scheme, _, key = call.headers.get("authorization", "").partition(" ")
         if scheme != "Bearer" or not key:
             message = "You didn't provide an API key. Send it as a Bearer token."
@@ -1122,51 +755,8 @@ class OpenAIPlatform:
             message = f"Incorrect API key provided: {hidden}."
             raise APIError(401, message, code="invalid_api_key")
 
-    def _check_request(self, call: Call, template: str) -> None:
-        try:
-            self._contract.check_request(call, template)
-        except (ContractError, ValueError) as error:
-            text = f"{call.method.upper()} {template}: {error}"
-            with self._change:
-                self.violations.append(f"request: {text}")
-            param = re.match(r"\$\.(\w+)", str(error))
-            raise APIError(400, text, param=param[1] if param else None) from None
-
-    def _check_reply(self, call: Call, template: str, reply: Reply) -> None:
-        try:
-            for chunk in reply.chunks or ():
-                self._contract.check_chunk(call, chunk)
-            if reply.body is not None:
-                self._contract.check_reply(call, template, reply.status, reply.body)
-        except ContractError as error:
-            text = f"{call.method.upper()} {template}: {error}"
-            with self._change:
-                self.violations.append(f"answer: {text}")
-            raise APIError(
-                500, f"wrong answer of the server: {text}", kind="server_error"
-            ) from None
-
-    def _fault(self, request: Request) -> _Fault | None:
-        with self._change:
-            for fault in self._faults:
-                if fault.fits(request):
-                    fault.times -= 1
-                    return fault
-        return None
-
-    def _raise(self, fault: _Fault, reply: Reply | None) -> None:
-        if fault.what == "hang":
-            self._stopping.wait(fault.seconds)
-        if fault.what == "cut":
-            raise _Drop(after=reply)
-        if isinstance(fault.what, str):
-            raise _Drop
-        raise fault.error()
-
-    def _token(self, prefix: str, length: int = 24) -> str:
-        return prefix + "".join(
-            secrets.choice(string.ascii_letters + string.digits) for _ in range(length)
-        )
+    def sign(self, reply: Reply) -> None:
+        reply.headers["x-request-id"] = self._token("req_")
 
     # ---- files
 
@@ -1249,7 +839,7 @@ class OpenAIPlatform:
         with self._change:
             self._jobs[job.id] = job
             self._event(job, f"Created fine-tuning job: {job.id}")
-            self._job_threads.append(thread)
+            self._workers.append(thread)
             answer = job.answer()
             thread.start()
         return Reply(answer)
@@ -1739,135 +1329,7 @@ def _embedding(text: str, size: int) -> list[float]:
 
 
 # --------------------------------------------------------------------------------------
-# HTTP
-
-
-class _HTTPServer(ThreadingHTTPServer):
-    daemon_threads = False  # so that closing the server joins them
-    request_queue_size = 512  # connections that many clients open in the same instant
-    platform: OpenAIPlatform
-
-    def __init__(self, *arguments: Any) -> None:
-        self._connections: set[socket.socket] = set()
-        self._connections_lock = threading.Lock()
-        super().__init__(*arguments)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        with self._connections_lock:
-            self._connections.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        with self._connections_lock:
-            self._connections.discard(request)
-        super().shutdown_request(request)
-
-    def close_connections(self) -> None:
-        """Wake the threads that wait for a client: to ask more, or to read."""
-        with self._connections_lock:
-            for connection in self._connections:
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        error = sys.exc_info()[1]
-        if not isinstance(error, ConnectionError | TimeoutError):  # a client that went away
-            with self.platform._change:
-                self.platform.violations.append(f"crash: {traceback.format_exc(limit=-4)}")
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"  # connections stay open
-    disable_nagle_algorithm = True
-    wbufsize = -1  # headers and body leave together
-    server: _HTTPServer
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    do_POST = do_DELETE = do_GET  # noqa: N815
-    do_PUT = do_PATCH = do_GET  # noqa: N815
-
-    def _answer(self) -> None:
-        if "Transfer-Encoding" in self.headers:
-            self.send_error(411)  # the SDK always knows the length of what it sends
-            self.close_connection = True
-            return
-        length = int(self.headers.get("Content-Length") or 0)
-        url = urlsplit(self.path)
-        call = Call(
-            method=self.command.lower(),
-            path=url.path,
-            query=parse_qsl(url.query, keep_blank_values=True),
-            headers={name.lower(): value for name, value in self.headers.items()},
-            body=self.rfile.read(length),
-        )
-        platform = self.server.platform
-        record = _record(call)
-        with platform._change:
-            platform.requests.append(record)
-        try:
-            reply = platform.respond(call, record)
-        except _Drop as drop:
-            if drop.after is not None and drop.after.chunks:
-                self._send_chunks(drop.after, cut=True)
-            self.close_connection = True
-            return
-        record.status = reply.status
-        if reply.chunks is not None:
-            self._send_chunks(reply)
-        else:
-            self._send(reply)
-
-    def _send(self, reply: Reply) -> None:
-        kind = "application/json" if reply.content is None else "application/octet-stream"
-        content = json.dumps(reply.body).encode() if reply.content is None else reply.content
-        self._head(reply, kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-        self.wfile.flush()
-
-    def _send_chunks(self, reply: Reply, *, cut: bool = False) -> None:
-        self._head(reply, "text/event-stream; charset=utf-8")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        chunks = [json.dumps(chunk) for chunk in reply.chunks or ()] + ["[DONE]"]
-        for text in chunks[: len(chunks) // 2] if cut else chunks:
-            event = f"data: {text}\n\n".encode()
-            self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
-            self.wfile.flush()
-            if seconds := self.server.platform.behaviour.chunk_seconds:
-                self.server.platform._stopping.wait(seconds)
-        if not cut:
-            self.wfile.write(b"0\r\n\r\n")
-            self.wfile.flush()
-
-    def _head(self, reply: Reply, kind: str) -> None:
-        self.send_response(reply.status)
-        self.send_header("Content-Type", kind)
-        for name, value in reply.headers.items():
-            self.send_header(name, value)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-def _record(call: Call) -> Request:
-    body: Any = None
-    with contextlib.suppress(ValueError, ContractError):
-        if _is_form(call):
-            body = {
-                name: content.decode("utf-8", "replace")
-                if filename is None
-                else {"filename": filename, "bytes": len(content)}
-                for name, (filename, content) in parse_form(call.content_type, call.body).items()
-            }
-        elif call.body:
-            body = json.loads(call.body)
-    headers = {name: value for name, value in call.headers.items() if name != "authorization"}
-    path = call.path.removeprefix("/v1")
-    return Request(call.method.upper(), path, dict(call.query), headers, body)
+# A process of its own
 
 
 def main() -> None:

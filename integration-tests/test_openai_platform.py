@@ -17,11 +17,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from contract_server import Call, Reply
 from llama_index.core.llms import ChatMessage
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai import OpenAI as LlamaOpenAI
 from llama_index.llms.openai_like import OpenAILike
-from openai_platform import API_DESCRIPTION, Call, OpenAIPlatform, Reply
+from openai_platform import API_DESCRIPTION, OpenAIPlatform
 from platform_trainer import LocalTrainer, Refused, Step, TrainingRequest
 from pydantic import BaseModel
 
