@@ -34,7 +34,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.parser import BytesParser
 from email.policy import HTTP
@@ -449,14 +449,21 @@ class SDKContract:
         from pydantic import ValidationError
 
         try:
-            result = validate(value)
-            # Lists in a TypedDict validate lazily, once they are read.
-            for item in result.get("messages", ()) if isinstance(result, dict) else ():
-                json.dumps(item)
+            _read(validate(value))
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
             raise ContractError(f"$.{place}: {first['msg']}") from None
+
+
+def _read(value: Any) -> None:
+    """Go through a validated value: lists in a TypedDict are validated only when read."""
+    if isinstance(value, dict):
+        value = value.values()
+    elif isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        return
+    for item in value:
+        _read(item)
 
 
 @cache
