@@ -30,7 +30,7 @@ import secrets
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -188,14 +188,21 @@ class SDKContract:
         from pydantic import ValidationError
 
         try:
-            result = validate(value)
-            # Lists in a TypedDict validate lazily, once they are read.
-            for item in result.get("messages", ()) if isinstance(result, dict) else ():
-                json.dumps(item)
+            _read(validate(value))
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
             raise ContractError(f"$.{place}: {first['msg']}") from None
+
+
+def _read(value: Any) -> None:
+    """Go through a validated value: lists in a TypedDict are validated only when read."""
+    if isinstance(value, dict):
+        value = value.values()
+    elif isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        return
+    for item in value:
+        _read(item)
 
 
 @cache

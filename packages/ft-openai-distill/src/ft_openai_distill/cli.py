@@ -96,7 +96,7 @@ def train(
     with _progress_notes():
         job = engine.finetune(wait=wait)
     metrics = job.raw.metrics if job.model else {}
-    show(_document(job) | {"metrics": metrics}, json=json)
+    show(_document(job) | {"metrics": metrics}, _lines(_document(job) | metrics), json=json)
 
 
 @distill.command()
@@ -154,11 +154,13 @@ def job(
     engine = _engine_of(job_id, base_url)
     found = engine.cancel() if cancel else engine.get_current_job()
     document = _document(found)
-    if events:
-        document["events"] = [
-            {"time": event.time.isoformat(), "message": event.message} for event in engine.events()
-        ]
-    show(document, json=json)
+    if not events:
+        show(document, json=json)
+        return
+    reported = engine.events()
+    document["events"] = [{"time": e.time.isoformat(), "message": e.message} for e in reported]
+    lines = [f"{e.time:%Y-%m-%d %H:%M:%S}  {e.message}" for e in reported]
+    show(document, "\n".join([*lines, f"{found.id}: {found.status.value}"]), json=json)
 
 
 @distill.command(name="eval")
@@ -201,6 +203,11 @@ def _engine_of(job_id: str, base_url: str | None) -> Any:
 
 def _is_local(folder: Path) -> bool:
     return folder.is_dir() or folder.with_name(f"{folder.name}.training").is_dir()
+
+
+def _lines(document: dict[str, Any]) -> str:
+    shown = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in document.items()}
+    return "\n".join(f"{name:<16}{value}" for name, value in shown.items())
 
 
 def _document(job: Job) -> dict[str, Any]:

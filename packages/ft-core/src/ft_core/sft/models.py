@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ KIND = "causal-lm"
 """What `ft.json` calls a folder with a fine-tuned language model."""
 
 EXTRA = "ft-core[local]"
+
+# peft's use of a name that transformers is giving up: nothing that a user could do about it.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 
