@@ -22,8 +22,8 @@ cohere-developer-experience, fern/pages):
   ten jobs a day, 15 in all; trainings run one after the other.
 - errors-reference and rate-limits on docs.cohere.com: messages; 10 (trial) and 1,000
   (production) rerank calls a minute. reranking-best-practices: 10,000 documents, queries of
-  2,048 tokens. cohere.com/pricing: a search unit is a query with up to 100 documents, and one
-  of more than 500 tokens, the query's included, counts once for each 500.
+  2,048 tokens; a search unit is a query with up to 100 documents. That a document of more than
+  500 tokens, the query's included, counts once for each 500 is from memory.
 - A client's report of the real thing (HKUDS/LightRAG issue 1813): 422 for an unknown field.
 
 Not published, so made up here: how a closed platform words its refusal, the status for a
