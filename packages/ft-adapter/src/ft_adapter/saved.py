@@ -18,14 +18,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ft_adapter.adapters import BUILT_IN, LinearLayer, TwoLayerNN
 from ft_adapter.vector_cache import PROBE_TEXT
-from ft_core.artifacts import MANIFEST, Manifest, library_versions, read_manifest, saving
+from ft_core.artifacts import (
+    MANIFEST,
+    Manifest,
+    library_versions,
+    read_manifest,
+    read_saved,
+    saving,
+)
 from ft_core.errors import ArgumentError, ArtifactError, DatasetError
 from ft_core.files import read_json, restore_folder
 
@@ -340,16 +347,7 @@ def _example(header: _Header) -> str:
 
 def _read_header(folder: Path) -> _Header:
     path = folder / _HEADER
-    try:
-        header = _Header.model_validate(read_json(path))
-    except DatasetError as error:
-        raise ArtifactError(f"{error}; the folder is damaged, train or copy it again") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ArtifactError(
-            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; the folder is damaged, "
-            "or from a newer release"
-        ) from None
+    header = read_saved(path, _Header)
     if header.base is not None and len(header.base.probe_vector) != header.base.dimension:
         raise ArtifactError(
             f"{path}: base: {len(header.base.probe_vector)} numbers in a vector of dimension "

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -22,6 +22,8 @@ from ft_core.errors import ArtifactError, DatasetError
 from ft_core.files import atomic_folder, read_json, restore_folder
 
 MANIFEST = "ft.json"
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class Manifest(BaseModel):
@@ -129,8 +131,22 @@ def read_manifest(folder: Path | str, kind: str) -> Manifest:
         raise ArtifactError(f"{folder}: no such folder; train first, or check the path")
     if not path.exists():
         raise ArtifactError(f"{folder}: has no {MANIFEST}; this is not a folder that a pack saved")
+    manifest = read_saved(path, Manifest)
+    if manifest.format > 1:
+        raise ArtifactError(f"{path}: format {manifest.format} is newer than this release reads")
+    if manifest.kind != kind:
+        raise ArtifactError(f"{folder}: holds a {manifest.kind}, not a {kind}")
+    return manifest
+
+
+def read_saved(path: Path, model: type[ModelT]) -> ModelT:
+    """Read a JSON file that a pack saved, as the pydantic class that it was made of.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or from a newer release.
+    """
     try:
-        manifest = Manifest.model_validate(read_json(path))
+        return model.model_validate(read_json(path))
     except DatasetError as error:
         raise ArtifactError(f"{error}; the folder is damaged, train or copy it again") from None
     except ValidationError as error:
@@ -139,11 +155,6 @@ def read_manifest(folder: Path | str, kind: str) -> Manifest:
             f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; the folder is damaged, "
             "or from a newer release"
         ) from None
-    if manifest.format > 1:
-        raise ArtifactError(f"{path}: format {manifest.format} is newer than this release reads")
-    if manifest.kind != kind:
-        raise ArtifactError(f"{folder}: holds a {manifest.kind}, not a {kind}")
-    return manifest
 
 
 def model_card(manifest: Manifest) -> str:

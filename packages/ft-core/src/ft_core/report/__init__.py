@@ -28,13 +28,7 @@ __all__ = ["AnswerReport", "Report"]
 class Report(BaseReport["Evaluation"]):
     """A comparison of any number of runs over the same dataset with one of them, the baseline.
 
-    Means come with 95 % bootstrap intervals. Each difference to the baseline has the 95 %
-    interval and the p-value of a paired test over the queries. The p-values that are shown,
-    and that the verdicts rest on, are adjusted by Holm's method for *all* comparisons of the
-    report (metrics times runs), so that a long table proves nothing by its length.
-
-    `rich.print(report)` prints table and verdicts; `to_dict`, `save_json` and `save_html`
-    give the rest.
+    `BaseReport` says what it holds and how it is shown.
 
     Args:
         evaluations: the runs; their names are different, their dataset is the same.
