@@ -3,7 +3,7 @@
 The `python` blocks of a README run in order as one script, in an empty folder that holds
 `train.json` and `val.json`. Three things differ from what is printed: the embedding model that
 has to come from a hub is replaced by the same model from a package, the language model by a
-tiny untrained one, and the address of an LLM server by that of a small real one.
+tiny untrained one, and the address of a server by that of a small real one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 import model_assets
 import pytest
 import typer
+from cohere_platform import CoherePlatform
 from openai_platform import OpenAIPlatform
 from openai_server import OpenAIServer
 
@@ -35,6 +36,8 @@ HUB_EMBEDDING = "sentence-transformers/all-MiniLM-L6-v2"
 HUB_LLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HOSTED_LLM = "gpt-4.1-mini-2025-04-14"
 LLM_SERVER = "http://127.0.0.1:8000/v1"
+COHERE_SERVER = "http://127.0.0.1:8000"
+COHERE_QUERIES = 256  # Cohere trains on no fewer
 
 
 def only(language: str, readme: Path) -> str:
@@ -59,10 +62,10 @@ def ft_commands(readme: Path) -> list[str]:
     return [line for line in lines if line.split()[:1] == ["ft"]]
 
 
-def write_datasets(folder: Path) -> None:
+def write_datasets(folder: Path, queries_each: int = 32) -> None:
     """Write `train.json` and `val.json`: a part of the demo's corpus, for the sake of time."""
     for name, whole in {"train": corpus.training(), "val": corpus.heldout()}.items():
-        queries = list(whole.queries)[:32]
+        queries = list(whole.queries)[:queries_each]
         documents = {document for query in queries for document in whole.relevant_docs[query]}
         whole.select(queries, corpus=documents).save(folder / f"{name}.json")
 
@@ -75,16 +78,21 @@ def models(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def llm_server(name: str) -> Iterator[str]:
-    """Run what a README needs at `LLM_SERVER`, and yield its URL."""
-    if "ft-openai-distill" not in name:
-        with OpenAIServer() as server:
-            yield server.url
-        return
-    with OpenAIPlatform(api_key="none", base_models={HOSTED_LLM: HOSTED_LLM}) as platform:
-        yield platform.base_url
-        assert [job["status"] for job in platform.jobs.values()] == ["succeeded"]
-        assert platform.violations == []
+def server(name: str) -> Iterator[tuple[str, str]]:
+    """Run the server that a README talks to; yield the address that it prints, and the real one."""
+    if "ft-cohere-rerank" in name:
+        with CoherePlatform(api_key="none") as cohere:
+            yield COHERE_SERVER, cohere.base_url
+            assert [model["status"] for model in cohere.models.values()] == ["STATUS_READY"]
+            assert cohere.violations == []
+    elif "ft-openai-distill" in name:
+        with OpenAIPlatform(api_key="none", base_models={HOSTED_LLM: HOSTED_LLM}) as platform:
+            yield LLM_SERVER, platform.base_url
+            assert [job["status"] for job in platform.jobs.values()] == ["succeeded"]
+            assert platform.violations == []
+    else:
+        with OpenAIServer() as llm:
+            yield LLM_SERVER, llm.url
 
 
 @pytest.mark.slow
@@ -93,15 +101,15 @@ def llm_server(name: str) -> Iterator[str]:
 )
 def test_the_python_blocks_run(name: str, tmp_path: Path) -> None:
     readme = READMES[name]
-    write_datasets(tmp_path)
+    write_datasets(tmp_path, COHERE_QUERIES if "ft-cohere-rerank" in name else 32)
     script = tmp_path / f"{readme.parent.name}-{readme.stem}.py"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 
     code = only("python", readme)
     for printed, local in models(tmp_path / "tiny").items():
         code = code.replace(f'"{printed}"', repr(local))
-    with llm_server(name) as url:
-        script.write_text(code.replace(LLM_SERVER, url), encoding="utf-8")
+    with server(name) as (printed, url):
+        script.write_text(code.replace(printed, url), encoding="utf-8")
         result = subprocess.run(
             [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True
         )

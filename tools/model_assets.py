@@ -7,6 +7,7 @@ import importlib.util
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -26,11 +27,46 @@ def tiny_sentence_transformer(folder: Path, texts: Iterable[str], *, dim: int = 
 
     It trains in a second and, with seeded weights, is the same each time.
     """
-    import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertModel
+
+    encoder = folder / "encoder"
+    tokenizer = _word_pieces(texts, window=64)
+    BertModel(_tiny_bert(len(tokenizer), dim, 64)).save_pretrained(encoder)
+    tokenizer.save_pretrained(encoder)
+    transformer = Transformer(str(encoder), max_seq_length=64)
+    model = SentenceTransformer(modules=[transformer, Pooling(dim)], device="cpu")
+    model.save_pretrained(str(folder / "model"), create_model_card=False)
+    return str(folder / "model")
+
+
+def tiny_cross_encoder(
+    folder: Path, texts: Iterable[str], *, dim: int = 32, window: int = 128, spread: float = 0.3
+) -> str:
+    """Save an untrained two-layer BERT with a head that gives one score; `texts` as above.
+
+    Args:
+        folder: where to, as sentence-transformers' `CrossEncoder` reads it.
+        texts: what the vocabulary is learned from.
+        dim: width of the layers.
+        window: tokens that it reads of a pair.
+        spread: standard deviation of the weights; wide, so that scores differ visibly.
+    """
+    from transformers import BertForSequenceClassification
+
+    tokenizer = _word_pieces(texts, window=window)
+    config = _tiny_bert(len(tokenizer), dim, window)
+    config.num_labels, config.initializer_range = 1, spread
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def _word_pieces(texts: Iterable[str], *, window: int) -> Any:
+    """Return a BERT tokenizer, of texts and of pairs, with a vocabulary learned from `texts`."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
@@ -39,33 +75,34 @@ def tiny_sentence_transformer(folder: Path, texts: Iterable[str], *, dim: int = 
     trainer = trainers.WordPieceTrainer(vocab_size=800, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
-    wrapped = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="[PAD]",
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",
-        model_max_length=64,
+        model_max_length=window,
     )
+
+
+def _tiny_bert(vocabulary: int, dim: int, window: int) -> Any:
+    import torch
+    from transformers import BertConfig
+
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(wrapped),
+    return BertConfig(
+        vocab_size=vocabulary,
         hidden_size=dim,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=2 * dim,
-        max_position_embeddings=64,
+        max_position_embeddings=window,
     )
-    encoder = folder / "encoder"
-    BertModel(config).save_pretrained(encoder)
-    wrapped.save_pretrained(encoder)
-    transformer = Transformer(str(encoder), max_seq_length=64)
-    model = SentenceTransformer(modules=[transformer, Pooling(dim)], device="cpu")
-    model.save_pretrained(str(folder / "model"), create_model_card=False)
-    return str(folder / "model")
 
 
 CHAT_TEMPLATE = (

@@ -514,7 +514,7 @@ def test_a_folder_as_output_and_a_foreign_journal_are_refused(tmp_path, output):
     with pytest.raises(GenerationError, match="is a folder"):
         generate_qa_embedding_pairs(make_nodes(2), llm, output_path=tmp_path)
     output.with_name(output.name + ".journal.jsonl").write_text('{"mine": 1}\n')
-    with pytest.raises(ArtifactError, match="not a journal of question generation"):
+    with pytest.raises(ArtifactError, match="not a journal of generation"):
         generate_qa_embedding_pairs(make_nodes(2), llm, output_path=output)
 
 

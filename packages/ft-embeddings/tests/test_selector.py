@@ -14,8 +14,9 @@ from llama_index.core.selectors import EmbeddingSingleSelector
 from llama_index.core.tools import QueryEngineTool, ToolMetadata
 from pydantic import Field
 
+from ft_core.choices import choice_text
 from ft_core.errors import ArgumentError, FTError
-from ft_embeddings.selector import EmbeddingSelector, choice_text
+from ft_embeddings.selector import EmbeddingSelector
 
 CHOICES = [
     ToolMetadata(description="opening hours of the library", name="hours"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft_core.artifacts import read_manifest
+from ft_core.choices import choice_text
 from ft_core.datasets import EmbeddingQAFinetuneDataset
 from ft_core.errors import ArgumentError, DatasetError
 from ft_embeddings.engine import SentenceTransformersFinetuneEngine, load_embedding
@@ -95,8 +96,6 @@ class RouterFinetuneEngine:
     def _dataset(
         self, examples: Mapping[str, Sequence[str]], argument: str
     ) -> EmbeddingQAFinetuneDataset:
-        from ft_embeddings.selector import choice_text
-
         texts = [choice_text(choice) for choice in self.choices]
         if len(set(texts)) < len(texts):
             twice = next(text for text in texts if texts.count(text) > 1)

@@ -11,6 +11,7 @@ import numpy as np
 from llama_index.core.base.base_selector import BaseSelector, SelectorResult, SingleSelection
 from numpy.typing import NDArray
 
+from ft_core.choices import choice_text, choice_texts
 from ft_core.errors import ArgumentError, FTError
 
 if TYPE_CHECKING:
@@ -19,19 +20,6 @@ if TYPE_CHECKING:
     from llama_index.core.tools.types import ToolMetadata
 
 _Vector: TypeAlias = "NDArray[np.float32]"
-
-
-def choice_text(choice: str | ToolMetadata) -> str:
-    """Return the text that stands for a choice: its description, or else its name.
-
-    Raises:
-        ArgumentError: it has neither.
-    """
-    candidates = [choice] if isinstance(choice, str) else [choice.description, choice.name]
-    for text in candidates:
-        if isinstance(text, str) and text.strip():
-            return text
-    raise ArgumentError("choices", f"{choice!r} has neither a description nor a name")
 
 
 class EmbeddingSelector(BaseSelector):
@@ -87,32 +75,19 @@ class EmbeddingSelector(BaseSelector):
         """There are none."""
 
     def _select(self, choices: Sequence[ToolMetadata], query: QueryBundle) -> SelectorResult:
-        texts = self._texts(choices)
+        texts = choice_texts(choices, self._choice_text)
         vectors = self._embed(texts)
         asked = self._embed_model.get_query_embedding(query.query_str)
         return self._result(choices, texts, vectors, asked)
 
     async def _aselect(self, choices: Sequence[ToolMetadata], query: QueryBundle) -> SelectorResult:
-        texts = self._texts(choices)
+        texts = choice_texts(choices, self._choice_text)
         # In a thread, for the lock that keeps two tasks from embedding the same choices.
         vectors = self._kept(texts)
         if vectors is None:
             vectors = await asyncio.to_thread(self._embed, texts)
         asked = await self._embed_model.aget_query_embedding(query.query_str)
         return self._result(choices, texts, vectors, asked)
-
-    def _texts(self, choices: Sequence[ToolMetadata]) -> list[list[str]]:
-        """Return the texts of each choice, at least one."""
-        if not choices:
-            raise ArgumentError("choices", "there is none to select from")
-        result = []
-        for choice in choices:
-            texts = self._choice_text(choice)
-            texts = [texts] if isinstance(texts, str) else list(texts)
-            if not texts or not all(text.strip() for text in texts):
-                raise ArgumentError("choice_text", f"returns no text, or an empty one, of {choice}")
-            result.append(texts)
-        return result
 
     def _kept(self, texts: list[list[str]]) -> dict[str, _Vector] | None:
         """Return the vector of every text, or None when one is still to be embedded."""

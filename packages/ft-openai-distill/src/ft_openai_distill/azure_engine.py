@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from ft_core.errors import ArgumentError, TrainingError
 from ft_core.extras import import_extra
+from ft_core.retries import pause_before
 from ft_openai_distill.openai_engine import OpenAIFinetuneEngine
 
 if TYPE_CHECKING:
@@ -218,8 +219,6 @@ class AzureOpenAIFinetuneEngine(OpenAIFinetuneEngine):
     ) -> dict[str, Any]:
         """Return the answer of Azure's management API, asking again where it is busy."""
         import httpx
-
-        from ft_openai_distill.openai_service import pause_before
 
         for attempt in range(self.max_retries + 1):
             last = attempt == self.max_retries

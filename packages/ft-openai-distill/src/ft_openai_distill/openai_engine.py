@@ -20,6 +20,7 @@ from ft_core.errors import ArgumentError, TrainingError
 from ft_core.extras import import_extra
 from ft_core.files import content_hash
 from ft_core.jobs import POLL_SECONDS, Job, JobEngine, JobEvent, JobRecord, JobStatus
+from ft_core.retries import ServiceUnavailableError
 from ft_openai_distill.costs import Estimate, check_limits, estimate
 
 if TYPE_CHECKING:
@@ -249,8 +250,6 @@ class OpenAIFinetuneEngine(JobEngine):
         return self._service.cancel(job_id)
 
     def _is_temporary(self, error: Exception) -> bool:
-        from ft_openai_distill.openai_service import ServiceUnavailableError
-
         return isinstance(error, ServiceUnavailableError) or super()._is_temporary(error)
 
     def _fingerprint(self) -> str:
@@ -382,8 +381,6 @@ class OpenAIFinetuneEngine(JobEngine):
 
     def _listed(self, entry: Mapping[str, Any]) -> list[Job]:
         """Return the account's jobs; none where the server lists none and no job is in doubt."""
-        from ft_openai_distill.openai_service import ServiceUnavailableError
-
         try:
             return self._service.jobs()
         except ServiceUnavailableError:

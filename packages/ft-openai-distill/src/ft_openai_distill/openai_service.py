@@ -13,18 +13,21 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ft_core.errors import TrainingError
 from ft_core.jobs import Job, JobEvent, JobStatus
+from ft_core.retries import (
+    TEMPORARY_STATUS,
+    RetryingService,
+    ServiceUnavailableError,
+    says_closed,
+)
 
 if TYPE_CHECKING:
     import openai
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 JOB_KEY = "ft_job"
 """Name of the job's metadata entry that holds our `<fingerprint>.<attempt>`."""
@@ -32,22 +35,13 @@ JOB_KEY = "ft_job"
 FILE_SECONDS = 600.0
 """How long a file may be processed before a job is tried with it as it is."""
 
-_LONGEST_RETRY = 120.0  # seconds; whatever the server asks for
 _STATUSES = {
     # As OpenAI does not say, and Azure and others do.
     "canceled": JobStatus.CANCELLED,
     "pending": JobStatus.QUEUED,
     "notRunning": JobStatus.QUEUED,
 }
-_CLOSED = re.compile(
-    r"not (?:currently )?(?:available|enabled|allowed|permitted|supported|open)|unavailable|"
-    r"no longer|closed|permission|access|deprecated|discontinued|wound down|winding down|disabled"
-)
 _PERMISSION = re.compile(r"permission|not allowed|access|not authori[sz]ed")
-
-
-class ServiceUnavailableError(TrainingError):
-    """The service does not answer, or not now: the same request may succeed later."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +55,7 @@ class Checkpoint:
     """`train_loss`, `valid_loss` and others, those that the service measured."""
 
 
-class OpenAIService:
+class OpenAIService(RetryingService):
     """The files and fine-tuning jobs of one account.
 
     Args:
@@ -79,10 +73,9 @@ class OpenAIService:
         sleep: Callable[[float], None] = time.sleep,
         local_hint: str = "",
     ) -> None:
+        super().__init__(max_retries=max_retries, sleep=sleep)
         # Retried here: the client would repeat a job's creation, and calls without quota.
         self._client = client.with_options(max_retries=0)
-        self._max_retries = max_retries
-        self._sleep = sleep
         self._local_hint = local_hint
         self._events: dict[str, dict[str, JobEvent]] = {}
 
@@ -196,26 +189,12 @@ class OpenAIService:
             find: looks for the jobs that this very request has made; asked where no answer
                 came, because the job may be there all the same.
         """
-        import openai
-
-        unclear = False
-        for attempt in range(self._max_retries + 1):
-            try:
-                job = as_job(self._client.fine_tuning.jobs.create(**request))
-                break
-            except openai.OpenAIError as error:
-                last = attempt == self._max_retries
-                if not is_temporary(error):
-                    raise self._translated("create the job", error) from self._cause(error)
-                if not last:
-                    self._sleep(_pause(error, attempt))
-                if not isinstance(error, openai.RateLimitError):
-                    unclear = True
-                    if found := find():
-                        return found[0]
-                if last:
-                    raise self._translated("create the job", error) from self._cause(error)
-        return self._only_one(job, find) if unclear else job
+        return self._made_once(
+            "create the job",
+            lambda: as_job(self._client.fine_tuning.jobs.create(**request)),
+            find,
+            self._oldest,
+        )
 
     def cancel(self, job_id: str) -> Job:
         """Cancel the job."""
@@ -247,29 +226,27 @@ class OpenAIService:
         )
         return sorted((_as_checkpoint(item) for item in listed), key=lambda item: item.step)
 
-    def _only_one(self, job: Job, find: Callable[[], list[Job]]) -> Job:
+    def _oldest(self, jobs: list[Job]) -> Job:
         """Keep the oldest of the jobs that one request has made over a bad line."""
-        jobs = sorted(find(), key=lambda found: (found.created is None, found.created, found.id))
-        first = jobs[0] if jobs else job
-        for extra in jobs[1:]:
+        first, *others = sorted(jobs, key=lambda job: (job.created is None, job.created, job.id))
+        for extra in others:
             if not extra.status.ended:
                 logger.warning("job %s was made twice; cancelling %s", first.id, extra.id)
                 self.cancel(extra.id)
         return first
 
-    def _retried(self, action: str, call: Callable[..., T], *arguments: Any) -> T:
+    # What `RetryingService` asks
+
+    def _errors(self) -> tuple[type[Exception], ...]:
         import openai
 
-        for attempt in range(self._max_retries + 1):
-            try:
-                return call(*arguments)
-            except openai.OpenAIError as error:
-                if attempt == self._max_retries or not is_temporary(error):
-                    raise self._translated(action, error) from self._cause(error)
-                pause = _pause(error, attempt)
-                logger.debug("could not %s; again in %.1f s", action, pause)
-                self._sleep(pause)
-        raise AssertionError("unreachable")
+        return (openai.OpenAIError,)
+
+    def _is_temporary(self, error: Exception) -> bool:
+        return is_temporary(error)
+
+    def _secret(self) -> object:
+        return self._client.api_key
 
     def _translated(self, action: str, error: Exception) -> TrainingError:
         import openai
@@ -291,14 +268,6 @@ class OpenAIService:
             f"cannot {action}: {self.server} rejects it ({error.status_code}): {reason}"
         )
 
-    def _redacted(self, text: object) -> str:
-        key = self._client.api_key
-        return str(text).replace(key, "***") if isinstance(key, str) and key else str(text)
-
-    def _cause(self, error: Exception) -> Exception | None:
-        # A server that repeats the key would put it into the traceback.
-        return error if self._redacted(error) == str(error) else None
-
 
 def is_temporary(error: BaseException) -> bool:
     """Whether the same request may succeed a little later."""
@@ -307,7 +276,7 @@ def is_temporary(error: BaseException) -> bool:
     if isinstance(error, openai.APIStatusError):
         if "insufficient_quota" in (error.code, error.type):
             return False
-        return error.status_code in (408, 409, 429) or error.status_code >= 500
+        return error.status_code in TEMPORARY_STATUS or error.status_code >= 500
     return isinstance(error, openai.APIConnectionError | ServiceUnavailableError)
 
 
@@ -318,7 +287,7 @@ def is_closed(error: openai.APIStatusError) -> bool:
     text = f"{error.code or ''} {_reason(error)}".lower().replace("_", " ").replace("-", " ")
     about_model = "model" in (error.code or "") or error.param == "model"
     if "fine tun" in text.replace("finetun", "fine tun"):
-        return not about_model and _CLOSED.search(text) is not None
+        return not about_model and says_closed(text)
     return error.status_code == 403 and _PERMISSION.search(text) is not None
 
 
@@ -369,36 +338,3 @@ def _reason(error: openai.APIStatusError) -> str:
     body = error.body if isinstance(error.body, Mapping) else {}
     message = body.get("message")
     return str(message) if message else error.message
-
-
-def pause_before(headers: Mapping[str, str] | None, attempt: int) -> float:
-    """Return the seconds until the next try: the server's Retry-After, else 0.5, 1, 2, ...
-
-    Args:
-        headers: of the answer; None where there was none.
-        attempt: how many tries there were before the last one.
-    """
-    asked = None if headers is None else _retry_after(headers)
-    pause = 0.5 * 2**attempt if asked is None else asked
-    return float(min(max(pause, 0.0), _LONGEST_RETRY))
-
-
-def _pause(error: Exception, attempt: int) -> float:
-    response = getattr(error, "response", None)
-    return pause_before(None if response is None else response.headers, attempt)
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        value = headers.get(name)
-        if value is None:
-            continue
-        try:
-            return float(value) * unit
-        except ValueError:
-            pass
-        try:
-            return parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            continue
-    return None

@@ -469,9 +469,16 @@ def _is_grade(label: float) -> bool:
     return label.is_integer() and 0 <= label <= MAX_GRADE
 
 
+def is_visible(text: str) -> bool:
+    """Say whether a text holds more than white space, control and zero-width characters.
+
+    Of those a tokenizer makes nothing, and no example may have them alone.
+    """
+    return any(unicodedata.category(character) not in _INVISIBLE for character in text)
+
+
 def _check_visible(text: str, place: str) -> None:
-    # White space, control and zero-width characters: what a tokenizer makes nothing of.
-    if all(unicodedata.category(character) in _INVISIBLE for character in text):
+    if not is_visible(text):
         raise DatasetError("the text is empty; write one or drop it", place=place)
 
 

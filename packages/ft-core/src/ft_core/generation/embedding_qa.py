@@ -10,12 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tqdm import tqdm
-
 from ft_core.datasets import EmbeddingQAFinetuneDataset
 from ft_core.errors import ArgumentError, GenerationError
-from ft_core.files import content_hash
-from ft_core.generation import failures, runner
+from ft_core.generation import runner
+from ft_core.generation.calls import JournalledCalls, check_llm, shorten
 from ft_core.generation.journal import AnswerJournal
 from ft_core.generation.parsing import question_key
 from ft_core.generation.prompts import (
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
 
 StyleName = Literal["auto", "instruct", "small"]
 
-# So many nodes failing in a row, with none answered in between, is an outage and no accident.
-_OUTAGE = 10
 _NAMESPACE = uuid.UUID("5b0c6a3e-63f5-4d0e-9d0b-0f6a4e1c7d52")  # of question ids; never change
 
 
@@ -217,7 +213,7 @@ async def generate(
     Raises:
         ArgumentError, GenerationError: see `generate_qa_embedding_pairs`.
     """
-    _check_llm(llm)
+    check_llm(llm)
     nodes = list(nodes)
     texts, failed = _read_nodes(nodes)
     run = _Run(llm, settings, Path(output_path), failed)
@@ -226,7 +222,7 @@ async def generate(
     dataset = run.dataset(texts)
     run.journal.save(dataset)
     in_order = {node.node_id: failed[node.node_id] for node in nodes if node.node_id in failed}
-    return GenerationResult(dataset, in_order, run.calls, run.resumed)
+    return GenerationResult(dataset, in_order, run.calls.made, run.calls.resumed)
 
 
 class _Run:
@@ -235,92 +231,49 @@ class _Run:
     def __init__(
         self, llm: LLM, settings: GenerationSettings, output: Path, failed: dict[str, str]
     ) -> None:
-        self.calls = 0
-        self.resumed = 0
         self.journal = AnswerJournal(output)
-        self._llm = llm
         self._settings = settings
         self._style = settings.style_for(llm)
-        self._identity = [*_identity(llm), self._style.name, settings.seed]
-        self._failed = failed
+        self.calls = JournalledCalls(
+            llm,
+            self.journal,
+            [self._style.name, settings.seed],
+            workers=settings.workers,
+            max_retries=settings.max_retries,
+            retry_limit=settings.retry_limit,
+            on_failure=settings.on_failure,
+        )
+        self.calls.failed = failed
         self._questions: dict[str, list[str]] = {}
-        self._failed_in_a_row = 0
 
     async def ask_all(self, nodes_by_text: Mapping[str, list[str]], *, verbose: bool) -> None:
-        settings = self._settings
-        workers = 1 if runner.is_in_process(self._llm) else settings.workers
-        workers = max(1, min(workers, len(nodes_by_text)))
-        with (
-            runner.Caller(
-                self._llm,
-                workers=workers,
-                max_retries=settings.max_retries,
-                retry_limit=settings.retry_limit,
-            ) as caller,
-            # None: silent unless stderr is a terminal.
-            tqdm(
-                total=len(nodes_by_text),
-                desc="generating questions",
-                unit="text",
-                disable=None if verbose else True,
-            ) as progress,
-        ):
+        await self.calls.for_each(
+            nodes_by_text.items(),
+            self._ask,
+            title="generating questions",
+            unit="text",
+            verbose=verbose,
+        )
 
-            async def work(item: tuple[str, list[str]]) -> None:
-                await self._ask(caller, *item)
-                progress.update()
-
-            await runner.for_each(nodes_by_text.items(), work, workers=workers)
-
-    async def _ask(self, caller: runner.Caller, text: str, nodes: list[str]) -> None:
+    async def _ask(self, item: tuple[str, list[str]]) -> None:
         """Get the questions about one text, from the journal or from the LLM."""
+        text, nodes = item
         count = self._settings.num_questions_per_chunk
         found: dict[str, str] = {}
-        answer = ""
+        answer: str | None = ""
         for prompt in self._style.prompts(text, count):
-            key = content_hash([*self._identity, count, prompt])
-            kept = self.journal.get(key)
-            if kept is None:
-                try:
-                    answer = await caller.ask(prompt)
-                except Exception as error:
-                    self._fail(nodes, error)
-                    return
-                self.journal.put(key, nodes, answer)
-                self.calls += 1
-                self._failed_in_a_row = 0
-            else:
-                answer = kept
-                self.resumed += 1
+            answer = await self.calls.answer(prompt, nodes, count)
+            if answer is None:
+                return
             for question in self._style.read(answer, text):
                 found.setdefault(question_key(question), question)
             if len(found) >= count:
                 break
         self._questions[text] = list(found.values())[:count]
         if not found:
-            self._report(nodes, f"the answer holds no usable question: {_shorten(answer)}")
-
-    def _fail(self, nodes: list[str], error: Exception) -> None:
-        reason = failures.describe(error, getattr(self._llm, "api_key", None))
-        if failures.is_fatal(error):
-            raise GenerationError(
-                f"the LLM refuses every call: {reason}; what was answered is kept in "
-                f"{self.journal.path}, so run again once this is mended"
-            ) from None
-        self._failed_in_a_row += 1
-        self._report(nodes, reason)
-        if self._failed_in_a_row >= _OUTAGE:
-            raise GenerationError(
-                f"the last {_OUTAGE} nodes all failed, the latest with {reason}; what was "
-                f"answered is kept in {self.journal.path}, so run again once this is mended"
-            ) from None
-
-    def _report(self, nodes: list[str], reason: str) -> None:
-        if self._settings.on_failure == "fail":
-            raise GenerationError(
-                f"node {nodes[0]!r}: {reason}; what was answered is kept in {self.journal.path}"
-            ) from None
-        self._failed.update(dict.fromkeys(nodes, reason))
+            self.calls.report(
+                nodes, f"the answer holds no usable question: {shorten(answer or '')}"
+            )
 
     def dataset(self, texts: Mapping[str, str]) -> EmbeddingQAFinetuneDataset:
         """Make the dataset in the order of the nodes, whatever order the answers came in."""
@@ -332,7 +285,9 @@ class _Run:
                 queries.setdefault(query, question)
                 relevant.setdefault(query, []).append(node)
         if not queries:
-            raise GenerationError(f"no question came of {_nodes(len(texts))}: {_why(self._failed)}")
+            raise GenerationError(
+                f"no question came of {_nodes(len(texts))}: {_why(self.calls.failed)}"
+            )
         return EmbeddingQAFinetuneDataset(
             queries=queries, corpus=dict(texts), relevant_docs=relevant
         )
@@ -367,26 +322,11 @@ def _read_nodes(nodes: Sequence[BaseNode]) -> tuple[dict[str, str], dict[str, st
     return texts, failed
 
 
-def _check_llm(llm: Any) -> None:
-    if not hasattr(llm, "complete") or not hasattr(llm, "metadata"):
-        raise ArgumentError(
-            "llm",
-            f"is a {type(llm).__name__} and no LlamaIndex LLM; "
-            "ft_core.llms.load_llm makes one from a short name",
-        )
-
-
 def _by_text(texts: Mapping[str, str]) -> dict[str, list[str]]:
     nodes_by_text: dict[str, list[str]] = {}
     for node, text in texts.items():
         nodes_by_text.setdefault(text, []).append(node)
     return nodes_by_text
-
-
-def _identity(llm: Any) -> list[Any]:
-    """Return what makes an LLM answer as it does; not its address, which may change."""
-    settings = [getattr(llm, name, None) for name in ("temperature", "system_prompt")]
-    return [llm.class_name(), llm.metadata.model_name, *settings, llm.metadata.num_output]
 
 
 def _encodable(text: str) -> bool:
@@ -395,13 +335,6 @@ def _encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _shorten(answer: str) -> str:
-    answer = " ".join(answer.split())
-    if not answer:
-        return "(it is empty)"
-    return repr(answer if len(answer) <= 80 else answer[:80] + "...")
 
 
 def _why(failed: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from ft_core.datasets import EmbeddingQAFinetuneDataset
 from ft_core.errors import ArtifactError, DatasetError, GenerationError
@@ -18,12 +19,17 @@ class AnswerJournal:
     dataset about to be saved. By the latter a later run knows its own file from one that
     somebody else wrote or edited.
 
+    Args:
+        output: the dataset's file.
+        kind: the dataset's class, which loads and saves it and has a `content_hash`.
+
     Raises:
         ArtifactError: the journal's file holds something else.
     """
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, kind: Any = EmbeddingQAFinetuneDataset) -> None:
         self.output = output
+        self._kind = kind
         self.path = output.with_name(output.name + ".journal.jsonl")
         self._journal = Journal(self.path)
         self._answers: dict[str, str] = {}
@@ -35,7 +41,7 @@ class AnswerJournal:
                 self._answers.setdefault(record["key"], record["answer"])
             else:
                 raise ArtifactError(
-                    f"{self.path}: is not a journal of question generation; "
+                    f"{self.path}: is not a journal of generation; "
                     "move it away or choose another output_path"
                 )
 
@@ -52,7 +58,7 @@ class AnswerJournal:
         """Refuse to replace a file that is not an earlier state of this dataset.
 
         Args:
-            texts: the texts that questions are to be made for.
+            texts: the texts that the dataset is to be made of.
 
         Raises:
             GenerationError: the output exists and was not written by this generation, was
@@ -64,7 +70,7 @@ class AnswerJournal:
         if self.output.is_dir():
             raise GenerationError(f"{self.output}: is a folder; name a file as output_path")
         try:
-            dataset = EmbeddingQAFinetuneDataset.load(self.output)
+            dataset = self._kind.load(self.output)
         except DatasetError as error:
             raise GenerationError(
                 f"{self.output}: exists and is no dataset ({error.reason}); {advice}"
@@ -75,22 +81,17 @@ class AnswerJournal:
                 f"does not; {advice}"
             )
         if dataset.content_hash not in self._saved:
+            raise GenerationError(f"{self.output}: was changed after it was generated; {advice}")
+        if not _texts(dataset) & set(texts):
             raise GenerationError(
-                f"{self.output}: was changed after its questions were generated; {advice}"
-            )
-        if not set(dataset.corpus.values()) & set(texts):
-            raise GenerationError(
-                f"{self.output}: holds questions about other texts, none of which is in nodes; "
+                f"{self.output}: holds questions about other texts, none of which is given now; "
                 f"{advice}"
             )
 
-    def save(self, dataset: EmbeddingQAFinetuneDataset) -> None:
+    def save(self, dataset: Any) -> None:
         """Save the dataset whole, unless the file holds it already."""
         digest = dataset.content_hash
-        if (
-            self.output.exists()
-            and EmbeddingQAFinetuneDataset.load(self.output).content_hash == digest
-        ):
+        if self.output.exists() and self._kind.load(self.output).content_hash == digest:
             return
         self._append({"dataset": digest})  # first, so that a kill leaves no file unknown
         self._saved.add(digest)
@@ -109,3 +110,10 @@ class AnswerJournal:
             raise GenerationError(
                 f"{self.path}: cannot be written: {error}; what was answered before is kept"
             ) from None
+
+
+def _texts(dataset: Any) -> set[str]:
+    """Return the document texts of a dataset of either kind."""
+    if isinstance(dataset, EmbeddingQAFinetuneDataset):
+        return set(dataset.corpus.values())
+    return {document.text for example in dataset for document in example.documents}
