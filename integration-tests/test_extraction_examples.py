@@ -130,12 +130,12 @@ def test_the_student_trains_on_what_the_program_sends_and_understands():
         llm = Recorder(answer=example.answer())
         assert program(llm)(text=row["text"]) == order
         assert llm._asked == [example.messages[:-1]]
-        assert example.question() == row["text"]
+        assert example.asked() == row["text"]
 
 
 def test_a_split_shares_no_note():
     parts = chat_dataset(EXAMPLES).split({"train": 0.75, "test": 0.25}, seed=42)
-    train, test = ({fold(e.question()) for e in parts[name]} for name in ("train", "test"))
+    train, test = ({fold(e.asked()) for e in parts[name]} for name in ("train", "test"))
     assert not train & test
     assert len(test) == len(ROWS) // 4
 

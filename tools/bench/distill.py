@@ -84,14 +84,14 @@ def scored(model: str, test: ChatDataset, with_answers: bool) -> dict[str, list[
 def answer(llm: LocalLLM, example: Any) -> str:
     prompt = [ChatMessage(role=m["role"], content=m["content"]) for m in example.messages[:-1]]
     text = llm.chat(prompt).message.content or ""
-    logging.info("%s ... %s", example.question()[:60], text[:100].replace("\n", " "))
+    logging.info("%s ... %s", example.asked()[:60], text[:100].replace("\n", " "))
     return text
 
 
 def by_question(values: list[float], test: ChatDataset) -> list[float]:
     groups: dict[str, list[float]] = defaultdict(list)
     for value, example in zip(values, test, strict=True):
-        groups[example.question()].append(value)
+        groups[example.asked()].append(value)
     return [float(np.mean(group)) for group in groups.values()]
 
 

@@ -142,7 +142,7 @@ def evaluate(name: str, llm: LLM, test: ChatDataset) -> list[Outcome]:
         expected = RepairOrder.model_validate_json(example.answer())
         order, error = None, None
         try:
-            order = extract(text=example.question())
+            order = extract(text=example.asked())
         except ValueError as problem:  # no JSON in the answer, or not of this schema
             error = str(problem)
         outcomes.append(Outcome(order, error, score(order, expected)))
@@ -213,7 +213,7 @@ def print_table(
 
 def answers(test: ChatDataset, runs: dict[str, list[Outcome]]) -> list[dict[str, Any]]:
     return [
-        {"text": example.question(), "expected": json.loads(example.answer())}
+        {"text": example.asked(), "expected": json.loads(example.answer())}
         | {name: outcome_dict(outcomes[index]) for name, outcomes in runs.items()}
         for index, example in enumerate(test)
     ]

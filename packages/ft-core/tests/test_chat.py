@@ -453,7 +453,7 @@ class TestFiles:
         assert again == data
         assert again.content_hash == data.content_hash
         assert len(again) == 2
-        assert [example.question() for example in again] == [data.examples[0].question(), "Rome?"]
+        assert [example.asked() for example in again] == [data.examples[0].asked(), "Rome?"]
         lines = (tmp_path / "new" / "data.jsonl").read_text(encoding="utf-8").split("\n")
         assert json.loads(lines[0]) == about("Where is Zürich? \u2028 数")  # and no empty field
         again.to_openai_jsonl(tmp_path / "openai.jsonl")
@@ -523,7 +523,7 @@ class TestFiles:
         data.examples[1].metadata["when"] = object()  # put in behind the model's back
         with pytest.raises(Exception, match="object"):
             data.save(path)
-        assert ChatDataset.load(path).examples[0].question() == "old"
+        assert ChatDataset.load(path).examples[0].asked() == "old"
         assert os.listdir(tmp_path) == ["data.jsonl"]
 
 
@@ -604,7 +604,7 @@ class TestQuestion:
         engine.query("Is the sky blue?\nAnd why?")
         assert len(llm._seen) == (3 if mode == "refine" else 1)
         for messages in llm._seen:
-            asked = ChatExample(messages=[*messages, ANSWER]).question()
+            asked = ChatExample(messages=[*messages, ANSWER]).asked()
             assert asked == "Is the sky blue?\nAnd why?"
 
     @pytest.mark.parametrize(
@@ -627,25 +627,25 @@ class TestQuestion:
             existing_answer="Query: no",
         )
         talk = [{"role": m.role.value, "content": m.content} for m in prompts]
-        assert ChatExample(messages=[*talk, ANSWER]).question() == "Why?"
+        assert ChatExample(messages=[*talk, ANSWER]).asked() == "Why?"
 
     def test_of_other_messages(self) -> None:
-        assert ChatExample(messages=TALK).question() == "How warm is Rome?"
+        assert ChatExample(messages=TALK).asked() == "How warm is Rome?"
         system = {"role": "system", "content": "Say hello."}
-        assert ChatExample(messages=[system, ANSWER]).question() == "Say hello."
+        assert ChatExample(messages=[system, ANSWER]).asked() == "Say hello."
         journalled = ChatExample(messages=TALK, metadata={"query": "Rome?"})
-        assert journalled.question() == "Rome?"
-        assert ChatExample(messages=TALK, metadata={"query": " "}).question() == USER["content"]
+        assert journalled.asked() == "Rome?"
+        assert ChatExample(messages=TALK, metadata={"query": " "}).asked() == USER["content"]
         plain = "Give me an\nAnswer:"
-        assert ChatExample(**about(plain)).question() == plain
+        assert ChatExample(**about(plain)).asked() == plain
 
     def test_of_pictures(self) -> None:
         def show(name: str) -> ChatExample:
             image = {"type": "image_url", "image_url": {"url": f"https://a.example/{name}.png"}}
             return ChatExample(messages=[{"role": "user", "content": [image]}, ANSWER])
 
-        assert show("a").question() == show("a").question()
-        assert similarity(show("a").question(), show("b").question()) < 0.5
+        assert show("a").asked() == show("a").asked()
+        assert similarity(show("a").asked(), show("b").asked()) < 0.5
 
 
 WORDS = ("amber", "basin", "cedar", "delta", "ember", "fjord", "grove", "haven", "inlet", "jetty")
@@ -706,7 +706,7 @@ class TestSplit:
         users = [{example.metadata["user"] for example in part} for part in parts.values()]
         assert [len(part) for part in parts.values()] == [20, 10]
         assert not users[0] & users[1]
-        assert data.split(key=ChatExample.question) == data.split()
+        assert data.split(key=ChatExample.asked) == data.split()
 
     def test_one_question_asked_ten_thousand_times(self) -> None:
         # Compared with each other they would be fifty million pairs.
@@ -769,7 +769,7 @@ class TestPreferences:
 
     def test_calls_across_input_and_output(self) -> None:
         line = changed(self.LINE, "input.messages", [USER, CALLING, RESULT])
-        assert PreferenceExample.model_validate(line).question() == "How warm is Rome?"
+        assert PreferenceExample.model_validate(line).asked() == "How warm is Rome?"
         calling = changed(self.LINE, "preferred_output", [CALLING])
         PreferenceExample.model_validate(calling)
         unanswered = changed(self.LINE, "input.messages", [USER, CALLING, USER])
@@ -816,10 +816,10 @@ def test_the_predecessors_files(
         pytest.skip(f"needs {name} in ../shared/data/distill, which this machine lacks")
     data = ChatDataset.load(path)
     assert (len(data), data.stats()["distinct questions"]) == (examples, questions)
-    assert max(len(example.question()) for example in data) < 300  # no context in it
+    assert max(len(example.asked()) for example in data) < 300  # no context in it
     parts = data.split()
     assert abs(len(parts["validation"]) / examples - 0.2) < 0.05
-    train, held_out = ({e.question() for e in parts[part]} for part in ("train", "validation"))
+    train, held_out = ({e.asked() for e in parts[part]} for part in ("train", "validation"))
     assert not train & held_out
     assert max(similarity(a, b) for a in train for b in held_out) < 0.8
     data.to_openai_jsonl(tmp_path / name)

@@ -558,7 +558,7 @@ def test_memory_is_flat(handler):
 
 
 def test_the_known_texts_are_bounded(handler, monkeypatch):
-    monkeypatch.setattr("ft_core.traffic._MAX_TEXTS", 10)
+    monkeypatch.setattr("ft_core.query_hook._MAX_TEXTS", 10)
     retriever = FixedRetriever()
     with handler.attach(retriever):
         for number in range(100):

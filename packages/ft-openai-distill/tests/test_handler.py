@@ -513,7 +513,7 @@ def test_a_structured_llm_that_the_app_holds(platform):
         engine.query("What is the late fee?")
     (example,) = handler.to_dataset()
     assert example.response_format["json_schema"]["name"] == "Fee"
-    assert example.question() == "What is the late fee?"
+    assert example.asked() == "What is the late fee?"
 
 
 def test_settings_of_the_llm_itself(platform):
@@ -549,11 +549,11 @@ def test_query_engines(platform, mode, streaming):
     examples = handler.to_dataset().examples
     assert examples[0].answer() == text
     assert TEXT in examples[0].messages[-2]["content"]
-    assert examples[0].question() == "What is the late fee?"
+    assert examples[0].asked() == "What is the late fee?"
     if not streaming:  # then the engine has returned, perhaps, before the LLM is asked
         assert "RetrieverQueryEngine" in examples[0].metadata["inside"]
     if aresponse:
-        assert [examples[1].answer(), examples[1].question()] == [
+        assert [examples[1].answer(), examples[1].asked()] == [
             aresponse.response,
             "When is it due?",
         ]
@@ -569,7 +569,7 @@ def test_the_calls_of_a_refining_engine_share_the_question():
         engine.query("What is said?")
     examples = handler.to_dataset().examples
     assert len(examples) == 3
-    assert {example.question() for example in examples} == {"What is said?"}
+    assert {example.asked() for example in examples} == {"What is said?"}
 
 
 @pytest.mark.parametrize(
@@ -618,9 +618,9 @@ def test_sub_questions_and_routers(platform):
     inside = [example.metadata["inside"] for example in examples]
     assert inside[0][0] == "SubQuestionQueryEngine"
     assert "LLMQuestionGenerator" in inside[0]
-    assert examples[1].question() == "How high is the fee?"
+    assert examples[1].asked() == "How high is the fee?"
     assert inside[3] == ["RouterQueryEngine", "LLMSingleSelector"]
-    assert examples[4].question() == "What is the fee?"
+    assert examples[4].asked() == "What is the fee?"
 
 
 def teacher_of_tools(messages, body):
@@ -924,7 +924,7 @@ def test_filters_by_model_component_and_predicate():
     assert asked(models=["other", "unknown"]) == ({"MockLLM"}, 3)
     assert asked(components="MockLLM") == ({"MockLLM"}, 3)
     assert asked(components=["Retriever*"]) == ({"Context"}, 1)
-    assert asked(predicate=lambda example: "instrumented" in example.question()) == (
+    assert asked(predicate=lambda example: "instrumented" in example.asked()) == (
         {"Plain", "MockLLM"},
         2,
     )
@@ -935,7 +935,7 @@ def test_the_predicate_sees_what_would_be_written_and_may_fail():
 
     def predicate(example):
         seen.append(example)
-        return example.question() / 0
+        return example.asked() / 0
 
     llm, handler = Plain(), OpenAIFineTuningHandler(redact=str.upper, predicate=predicate)
     with handler.attach(llm):
@@ -984,7 +984,7 @@ def test_redaction_comes_before_anything_is_written(tmp_path):
     first, second = ChatDataset.load(path)
     call = first.messages[-1]["tool_calls"][0]["function"]
     assert json.loads(call["arguments"]) == {"name": "[name]'s fee"}
-    assert second.question() == "And what is [name]'s fee?"
+    assert second.asked() == "And what is [name]'s fee?"
 
 
 @pytest.mark.parametrize("redact", [lambda text: text.missing, lambda text: None])
@@ -1047,7 +1047,7 @@ def test_the_split_keeps_all_calls_about_a_question_together():
     parts = handler.to_dataset(split={"train": 0.75, "validation": 0.25})
     assert {name: len(part) for name, part in parts.items()} == {"train": 12, "validation": 4}
     questions = {
-        name: {example.question().lower().rstrip("?") for example in part}
+        name: {example.asked().lower().rstrip("?") for example in part}
         for name, part in parts.items()
     }
     assert not questions["train"] & questions["validation"]

@@ -81,7 +81,7 @@ class CohereRerankerFinetuneDataset(Example):
         self.hard_negatives = list(dict.fromkeys(self.hard_negatives))
         return self
 
-    def question(self) -> str:
+    def asked(self) -> str:
         """Return the query."""
         return self.query
 

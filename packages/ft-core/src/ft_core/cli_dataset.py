@@ -343,7 +343,7 @@ def _remarks(
     from ft_core.datasets.duplicates import exact_duplicates, near_duplicates
 
     if _is_examples(dataset):
-        questions = {str(number): e.question() for number, e in enumerate(dataset, start=1)}
+        questions = {str(number): e.asked() for number, e in enumerate(dataset, start=1)}
         counts = {
             **_counts(dataset),
             "repeated examples": len(dataset) - len(dataset.deduplicated()),

@@ -6,21 +6,21 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ft_core.datasets import ChatDataset, ChatExample, PreferenceDataset, PreferenceExample
+    from ft_core.openai_jobs.azure import AzureOpenAIFinetuneEngine
+    from ft_core.openai_jobs.engine import OpenAIFinetuneEngine
     from ft_core.sft import LocalFinetuneEngine, LocalLLM, SFTSettings
-    from ft_openai_distill.azure_engine import AzureOpenAIFinetuneEngine
     from ft_openai_distill.evaluation import evaluate_distillation
     from ft_openai_distill.handler import OpenAIFineTuningHandler
-    from ft_openai_distill.openai_engine import OpenAIFinetuneEngine
     from ft_openai_distill.ragas_metrics import RagasSample, evaluate_ragas
 
 _MODULES = {
-    "AzureOpenAIFinetuneEngine": "ft_openai_distill.azure_engine",
+    "AzureOpenAIFinetuneEngine": "ft_core.openai_jobs.azure",
     "ChatDataset": "ft_core.datasets",
     "ChatExample": "ft_core.datasets",
     "LocalFinetuneEngine": "ft_core.sft",
     "LocalLLM": "ft_core.sft",
     "OpenAIFineTuningHandler": "ft_openai_distill.handler",
-    "OpenAIFinetuneEngine": "ft_openai_distill.openai_engine",
+    "OpenAIFinetuneEngine": "ft_core.openai_jobs.engine",
     "PreferenceDataset": "ft_core.datasets",
     "PreferenceExample": "ft_core.datasets",
     "RagasSample": "ft_openai_distill.ragas_metrics",

@@ -40,7 +40,7 @@ def check(
 ) -> None:
     """Check every example of DATA, and say what training a hosted student on it would take."""
     from ft_core.datasets import ChatDataset
-    from ft_openai_distill.costs import check_limits, estimate
+    from ft_core.openai_jobs.costs import check_limits, estimate
 
     dataset = ChatDataset.load(data)
     lines = [example.to_openai() for example in dataset]
@@ -125,7 +125,7 @@ def submit(
     json: JsonOption = False,
 ) -> None:
     """Train a student at OpenAI or a compatible server; a second call finds the first job."""
-    from ft_openai_distill.openai_engine import OpenAIFinetuneEngine
+    from ft_core.openai_jobs.engine import OpenAIFinetuneEngine
 
     engine = OpenAIFinetuneEngine(
         base_model,
@@ -196,7 +196,7 @@ def _engine_of(job_id: str, base_url: str | None) -> Any:
         from ft_core.sft import LocalFinetuneEngine
 
         return LocalFinetuneEngine.from_job_id(job_id)
-    from ft_openai_distill.openai_engine import OpenAIFinetuneEngine
+    from ft_core.openai_jobs.engine import OpenAIFinetuneEngine
 
     return OpenAIFinetuneEngine.from_job_id(job_id, base_url=base_url)
 

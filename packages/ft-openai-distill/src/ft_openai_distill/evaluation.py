@@ -296,7 +296,7 @@ def _example_item(key: str, example: ChatExample, output_cls: type[BaseModel] | 
         check = _check(key, example)
     # As the app asked: weights are for training.
     messages = [{k: v for k, v in message.items() if k != "weight"} for message in asked]
-    return _Item(key, Question(example.question(), messages, settings), answer_text(answer), check)
+    return _Item(key, Question(example.asked(), messages, settings), answer_text(answer), check)
 
 
 def _check(key: str, example: ChatExample) -> Check | None:

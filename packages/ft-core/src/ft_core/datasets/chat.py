@@ -88,7 +88,7 @@ class ChatExample(OpenAIExample):
             check_text(getattr(self, name), name)
         return self
 
-    def question(self) -> str:
+    def asked(self) -> str:
         """Return `metadata["query"]`, or what the first message of the user's asks.
 
         LlamaIndex's default question-answering and refine prompts are unwrapped to the query,
@@ -172,8 +172,8 @@ class PreferenceExample(OpenAIExample):
         check_text(self.content())
         return self
 
-    def question(self) -> str:
-        """Return what the first message of the user's asks; see `ChatExample.question`."""
+    def asked(self) -> str:
+        """Return what the first message of the user's asks; see `ChatExample.asked`."""
         return _asked(self.input.messages)
 
     def to_openai(self) -> dict[str, Any]:
@@ -200,14 +200,14 @@ class ChatDataset(OpenAIDataset[ChatExample]):
         answers = [example.messages[-1] for example in self.examples]
         return {
             "examples": len(self.examples),
-            "distinct questions": len({fold(example.question()) for example in self.examples}),
+            "distinct questions": len({fold(example.asked()) for example in self.examples}),
             "messages": sum(len(example.messages) for example in self.examples),
             "examples with tools": sum(bool(e.tools or e.functions) for e in self.examples),
             "answers that call a tool": sum(
                 bool({"tool_calls", "function_call"} & answer.keys()) for answer in answers
             ),
             "answers in a response format": sum(bool(e.response_format) for e in self.examples),
-            "median words per question": median_words(e.question() for e in self.examples),
+            "median words per question": median_words(e.asked() for e in self.examples),
             "median words per answer": median_words(e.answer() for e in self.examples),
         }
 
@@ -222,9 +222,9 @@ class PreferenceDataset(OpenAIDataset[PreferenceExample]):
         text = chat_messages.text_of
         return {
             "examples": len(self.examples),
-            "distinct questions": len({fold(example.question()) for example in self.examples}),
+            "distinct questions": len({fold(example.asked()) for example in self.examples}),
             "examples with tools": sum(bool(example.input.tools) for example in self.examples),
-            "median words per question": median_words(e.question() for e in self.examples),
+            "median words per question": median_words(e.asked() for e in self.examples),
             "median words per preferred answer": median_words(
                 text(example.preferred_output[0]) for example in self.examples
             ),

@@ -26,7 +26,7 @@ class Example(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    def question(self) -> str:
+    def asked(self) -> str:
         """Return the text that decides on which side of a split the example goes."""
         raise NotImplementedError
 
@@ -83,11 +83,16 @@ class ExampleDataset(FinetuneDataset, Generic[ExampleT]):
         try:
             examples = [
                 placed(cls._example, value, f"line {number}", ", ")
-                for number, value in _lines(path)
+                for number, value in cls._rows(path)
             ]
         except DatasetError as error:
             raise (error if error.source else error.at(path)) from None
         return cls._checked({"examples": examples}, path)
+
+    @classmethod
+    def _rows(cls, path: Path | str) -> Rows:
+        """Return the lines of a file by number, for a subclass to put in order."""
+        return rows_of(path)
 
     @classmethod
     def coerce(cls, dataset: Any) -> Self:
@@ -120,7 +125,7 @@ class ExampleDataset(FinetuneDataset, Generic[ExampleT]):
             fractions: part name to its share of the examples, any positive numbers;
                 `{"train": 0.8, "validation": 0.2}` by default.
             seed: the same seed gives the same parts.
-            key: what the question of an example is; its `question()` by default.
+            key: what the question of an example is; its `asked()` by default.
             threshold: similarity from which two questions count as the same (see
                 `ft_core.datasets.duplicates.similarity`).
 
@@ -133,7 +138,7 @@ class ExampleDataset(FinetuneDataset, Generic[ExampleT]):
         """
         parts = split_texts(
             {
-                str(index): key(example) if key else example.question()
+                str(index): key(example) if key else example.asked()
                 for index, example in enumerate(self.examples)
             },
             {"train": 0.8, "validation": 0.2} if fractions is None else fractions,
@@ -167,7 +172,16 @@ def placed(model: type[Model], value: Any, place: str, joint: str = ".") -> Mode
         raise DatasetError(error.reason, place=inner) from None
 
 
-def _lines(path: Path | str) -> Iterable[tuple[int, Any]]:
+Rows = Iterable[tuple[int, Any]]
+"""Line number, from 1, and value of each line."""
+
+
+def rows_of(path: Path | str) -> Rows:
+    """Return the lines of a JSON Lines file; of a journal, without those that were cut short.
+
+    Raises:
+        DatasetError: names the first line that is not JSON.
+    """
     try:
         return list(files.read_jsonl(path))
     except DatasetError:

@@ -141,7 +141,7 @@ class RerankExample(Example):
         _check_unique([document.id for document in self.documents], "id")
         return self
 
-    def question(self) -> str:
+    def asked(self) -> str:
         """Return the query."""
         return self.query
 

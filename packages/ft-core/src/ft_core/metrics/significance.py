@@ -60,7 +60,7 @@ def bootstrap_interval(
     Raises:
         ArgumentError: no values, a NaN or infinity, or a setting out of range.
     """
-    sample = _checked("values", values)
+    sample = checked("values", values)
     _check_settings(resamples, confidence, seed)
     mean = sample.mean()
     if np.ptp(sample) == 0:
@@ -111,7 +111,7 @@ def paired_randomisation_test(
         ArgumentError: different lengths, no values, a NaN or infinity, or a setting out of
             range.
     """
-    first, second = _checked("base", base), _checked("other", other)
+    first, second = checked("base", base), checked("other", other)
     if len(first) != len(second):
         raise ArgumentError(
             "other", f"has {len(second)} values and base {len(first)}; pair them query by query"
@@ -149,7 +149,7 @@ def paired_max_test(
         ArgumentError: shapes that do not fit, no values, a NaN or infinity, or a setting out
             of range.
     """
-    first = _checked("base", base)
+    first = checked("base", base)
     _check_settings(resamples, 0.95, seed)
     try:
         matrix = np.asarray(others, dtype=np.float64)
@@ -209,7 +209,8 @@ def _blocks(rows: int, width: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, rows)
 
 
-def _checked(argument: str, values: ArrayLike) -> Vector:
+def checked(argument: str, values: ArrayLike) -> Vector:
+    """Return one or more finite numbers as an array; anything else is an `ArgumentError`."""
     try:
         sample = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):

@@ -16,13 +16,16 @@ from ft_core.report.comparison import (
     query_changes,
     rank_changes,
 )
+from ft_core.report.judges import JudgeReport
+from ft_core.report.statistics import Statistic
 from ft_core.report.text import plural
+from ft_core.report.text2sql import Text2SQLReport
 
 if TYPE_CHECKING:
     from ft_core.datasets import EmbeddingQAFinetuneDataset, RerankDataset
     from ft_core.evaluation import Evaluation
 
-__all__ = ["AnswerReport", "Report"]
+__all__ = ["AnswerReport", "JudgeReport", "Report", "Statistic", "Text2SQLReport"]
 
 
 class Report(BaseReport["Evaluation"]):

@@ -65,6 +65,8 @@ class LocalFinetuneEngine(JobEngine):
         callbacks: `TrainerCallback` objects of transformers.
         report_to: trackers of transformers' `Trainer`, such as `tensorboard`.
         show_progress: a progress bar; only ever shown on a terminal.
+        extra: what `ft.json` is to record among the settings besides; of JSON's types, and never
+            a secret.
         changes: fields of `SFTSettings`.
     """
 
@@ -81,6 +83,7 @@ class LocalFinetuneEngine(JobEngine):
         callbacks: Sequence[Any] = (),
         report_to: str | list[str] = "none",
         show_progress: bool = True,
+        extra: Mapping[str, Any] | None = None,
         **changes: Any,
     ) -> None:
         super().__init__(show_progress=show_progress, poll_seconds=_POLL_SECONDS)
@@ -96,6 +99,7 @@ class LocalFinetuneEngine(JobEngine):
             raise ArgumentError("lora", "has no effect on training all weights; give a lora_rank")
         self.callbacks = list(callbacks)
         self.report_to = report_to
+        self.extra = dict(extra or {})
         self._folder = JobFolder(self.output_dir)
 
     @classmethod
@@ -291,6 +295,7 @@ class LocalFinetuneEngine(JobEngine):
             base_model=self.base_model,
             data=hashes,
             settings={
+                **self.extra,
                 **self.settings.to_dict(),
                 "lora": self.lora,
                 "tools": any(example.tools or example.functions for example in data.examples),
@@ -405,6 +410,8 @@ class LocalFinetuneEngine(JobEngine):
                 validation.content_hash if validation is not None else None,
                 self.settings.to_dict(),
                 self.lora,
+                # Jobs of engines that record nothing besides keep the hash that they had.
+                *([self.extra] if self.extra else []),
             ]
         )
 
@@ -426,6 +433,7 @@ class LocalFinetuneEngine(JobEngine):
             "device": self.device,
             "lora": self.lora,
             "report_to": self.report_to,
+            "extra": self.extra,
             **self.settings.to_dict(),
         }
 

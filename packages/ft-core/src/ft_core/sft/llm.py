@@ -32,6 +32,7 @@ from llama_index.core.llms.llm import ToolSelection
 from ft_core.errors import ArgumentError
 from ft_core.sft.chat_format import ChatFormat, new_call_id, without_beginning
 from ft_core.sft.models import context_window, greedy, load_model
+from ft_core.sft.sampling import Sample, written
 
 if TYPE_CHECKING:
     from llama_index.core.tools import BaseTool
@@ -134,6 +135,52 @@ class LocalLLM(FunctionCallingLLM):
     ) -> ChatResponseAsyncGen:
         """Answer a conversation token by token, from a thread."""
         return _asynchronous(self._stream_chat(messages, **kwargs))
+
+    def sample(
+        self,
+        messages: Sequence[ChatMessage],
+        n: int,
+        *,
+        temperature: float = 1.0,
+        seed: int = 0,
+        greedy_first: bool = False,
+        **kwargs: Any,
+    ) -> list[Sample]:
+        """Return `n` answers to a conversation, written side by side: little dearer than one.
+
+        Args:
+            messages: the conversation.
+            n: how many answers.
+            temperature: above 0; the higher, the more they differ.
+            seed: the same gives the same answers, on the same device and libraries.
+            greedy_first: whether the first answer is the greedy one, whatever the temperature.
+            kwargs: as `chat` takes them, for example `max_tokens` or `stop`.
+
+        Raises:
+            ArgumentError: `n` or the temperature is out of range, or the conversation is longer
+                than the model's window.
+        """
+        if type(n) is not int or n < 1:
+            raise ArgumentError("n", f"is a whole number from 1, not {n!r}")
+        if not 0 < temperature < float("inf"):
+            raise ArgumentError("temperature", f"is a number above 0, not {temperature!r}")
+        prompt, _, settings = self._chat_prompt(messages, kwargs)
+        inputs, config, stop = self._generation(prompt, {**settings, "temperature": 0.0})
+        with self._lock:
+            answers = written(
+                self._model,
+                inputs,
+                config,
+                count=n,
+                temperature=temperature,
+                seed=seed,
+                greedy_first=greedy_first,
+                stopping=self._stopping(stop),
+            )
+        return [
+            Sample(_up_to(_decoded(self._tokenizer, answer.ids), stop), answer.mean_logprob)
+            for answer in answers
+        ]
 
     # --- Completion ----------------------------------------------------------------------------
 

@@ -20,15 +20,15 @@ from ft_core.errors import ArgumentError, TrainingError
 from ft_core.extras import import_extra
 from ft_core.files import content_hash
 from ft_core.jobs import POLL_SECONDS, Job, JobEngine, JobEvent, JobRecord, JobStatus
+from ft_core.openai_jobs.costs import Estimate, check_limits, estimate
 from ft_core.retries import ServiceUnavailableError
-from ft_openai_distill.costs import Estimate, check_limits, estimate
 
 if TYPE_CHECKING:
     import openai
     from llama_index.core.llms import LLM
 
     from ft_core.datasets.chat import ChatDataset, PreferenceDataset
-    from ft_openai_distill.openai_service import Checkpoint, OpenAIService
+    from ft_core.openai_jobs.service import Checkpoint, OpenAIService
 
 logger = logging.getLogger(__name__)
 
@@ -322,7 +322,7 @@ class OpenAIFinetuneEngine(JobEngine):
     # The job
 
     def _request(self, uploads: Sequence[str], key: str) -> dict[str, Any]:
-        from ft_openai_distill.openai_service import JOB_KEY
+        from ft_core.openai_jobs.service import JOB_KEY
 
         request = {
             "model": self.base_model,
@@ -423,7 +423,7 @@ class OpenAIFinetuneEngine(JobEngine):
     @property
     def _service(self) -> OpenAIService:
         if self._connected is None:
-            from ft_openai_distill.openai_service import OpenAIService
+            from ft_core.openai_jobs.service import OpenAIService
 
             self._connected = OpenAIService(
                 self._client or self._make_client(),
@@ -503,7 +503,7 @@ def _is_attempt(job: Job, entry: Mapping[str, Any]) -> bool:
 
 
 def _key_of(job: Job) -> str:
-    from ft_openai_distill.openai_service import JOB_KEY
+    from ft_core.openai_jobs.service import JOB_KEY
 
     return str((getattr(job.raw, "metadata", None) or {}).get(JOB_KEY, ""))
 

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 from ft_core.errors import ArgumentError, TrainingError
 from ft_core.extras import import_extra
+from ft_core.openai_jobs.engine import OpenAIFinetuneEngine
 from ft_core.retries import pause_before
-from ft_openai_distill.openai_engine import OpenAIFinetuneEngine
 
 if TYPE_CHECKING:
     import httpx
@@ -145,9 +145,9 @@ class AzureOpenAIFinetuneEngine(OpenAIFinetuneEngine):
 
         Raises:
             TrainingError: the job has not succeeded; names its status.
-            MissingExtraError: `ft-openai-distill[azure]` is not installed.
+            MissingExtraError: `llama-index-llms-azure-openai` is not installed.
         """
-        module = import_extra("llama_index.llms.azure_openai", "ft-openai-distill[azure]")
+        module = import_extra("llama_index.llms.azure_openai", "llama-index-llms-azure-openai")
         job = self._finished_job()
         # The base model tells LlamaIndex the size of the context.
         base_model = self.base_model or getattr(job.raw, "model", "")

@@ -11,8 +11,7 @@ import pytest
 import tiktoken
 
 from ft_core.errors import ArgumentError, DatasetError
-from ft_openai_distill import costs
-from ft_openai_distill.costs import (
+from ft_core.openai_jobs.costs import (
     Estimate,
     TokenCounter,
     check_limits,
@@ -21,6 +20,7 @@ from ft_openai_distill.costs import (
     estimate,
     longest_example,
 )
+from ft_core.openai_jobs import costs
 
 # A real encoding, of bytes alone: a text has as many tokens as UTF-8 bytes.
 BYTES = tiktoken.Encoding(

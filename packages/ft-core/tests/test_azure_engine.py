@@ -21,7 +21,7 @@ from openai_platform import OpenAIPlatform
 
 from ft_core.errors import ArgumentError, TrainingError
 from ft_core.jobs import JobStatus
-from ft_openai_distill.azure_engine import AzureOpenAIFinetuneEngine
+from ft_core.openai_jobs.azure import AzureOpenAIFinetuneEngine
 
 MODEL = "gpt-4o-mini-2024-07-18"
 KEY, TOKEN = "azure-key-0123456789", "entra-token-0123456789"

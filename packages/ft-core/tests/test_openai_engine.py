@@ -24,7 +24,7 @@ from openai_platform import OpenAIPlatform
 from ft_core.datasets.chat import ChatDataset, PreferenceDataset
 from ft_core.errors import ArgumentError, ArtifactError, DatasetError, TrainingError
 from ft_core.jobs import JobStatus, WaitTimeoutError
-from ft_openai_distill.openai_engine import OpenAIFinetuneEngine
+from ft_core.openai_jobs.engine import OpenAIFinetuneEngine
 
 MODEL = "gpt-4o-mini-2024-07-18"
 CREATE = "POST /fine_tuning/jobs"
@@ -534,7 +534,7 @@ def test_cancel_and_timeout(server: OpenAIPlatform, data: Path) -> None:
 CHILD = """
 import os, signal, sys
 import httpx, openai
-from ft_openai_distill.openai_engine import OpenAIFinetuneEngine
+from ft_core.openai_jobs.engine import OpenAIFinetuneEngine
 
 url, key, data, moment, method, path = sys.argv[1:]
 prefix = "/v1" + path
@@ -673,8 +673,8 @@ def test_a_model_that_llama_index_does_not_know(server: OpenAIPlatform, data: Pa
 
 def test_import_loads_no_client() -> None:
     code = (
-        "import sys, ft_openai_distill.openai_engine, ft_openai_distill.azure_engine\n"
-        "import ft_openai_distill.costs\n"
+        "import sys, ft_core.openai_jobs.engine, ft_core.openai_jobs.azure\n"
+        "import ft_core.openai_jobs.costs\n"
         "heavy = {'openai', 'tiktoken', 'torch', 'transformers', 'httpx'}\n"
         "found = heavy & {name.split('.')[0] for name in sys.modules}\n"
         "assert not found, found"

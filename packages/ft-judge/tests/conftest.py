@@ -1,0 +1,70 @@
+"""LLMs that judge by a rule: they read the prompt that LlamaIndex really sends."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from llama_index.core.llms import CompletionResponse, CustomLLM, LLMMetadata
+from llama_index.core.llms.callbacks import llm_completion_callback
+
+SHOWN = re.compile(r"Assistant [AB].s Answer\]\n(.*?)\n\[The End of Assistant", re.DOTALL)
+
+
+class RuleLLM(CustomLLM):
+    """Answers what its rule makes of the prompt."""
+
+    rule: Any
+    name: str = "rule-1"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata(model_name=self.name)
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        return CompletionResponse(text=self.rule(prompt))
+
+    @llm_completion_callback()
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Any:
+        text = self.rule(prompt)
+
+        def pieces() -> Any:
+            yield CompletionResponse(text=text, delta=text)
+
+        return pieces()
+
+
+def by_longer(prompt: str) -> str:
+    """Prefers the longer answer, whichever stands first."""
+    first, second = SHOWN.findall(prompt)
+    if len(first) == len(second):
+        return "They say the same. [[C]]"
+    return f"It says more. [[{'A' if len(first) > len(second) else 'B'}]]"
+
+
+def by_place(prompt: str) -> str:
+    """Prefers what stands first."""
+    return "The first is better. [[A]]"
+
+
+def unreadable(prompt: str) -> str:
+    """Says nothing that can be read."""
+    return "I would rather not say."
+
+
+RULES = {"longer": by_longer, "place": by_place, "unreadable": unreadable}
+
+
+@pytest.fixture(scope="session")
+def llm_of() -> Any:
+    """Return an LLM by the name of its rule, or by the rule, or by a fixed answer."""
+
+    def make(rule: Any, **settings: Any) -> RuleLLM:
+        if isinstance(rule, str):
+            answer = rule
+            rule = RULES.get(rule, lambda prompt: answer)
+        return RuleLLM(rule=rule, **settings)
+
+    return make

@@ -1,0 +1,109 @@
+"""The pack's commands: `ft text2sql train` and `ft text2sql ask`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ft_core.console import JsonOption, note, show
+
+text2sql = typer.Typer(
+    help="Train a model to write SQL for a database, and ask it.", no_args_is_help=True
+)
+
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or mps; the best.")]
+
+
+@text2sql.command()
+def train(
+    data: Annotated[Path, typer.Argument(help="Questions with SQL as JSON Lines.")],
+    base_model: Annotated[str, typer.Option(help="Hub name or folder of the model to train.")],
+    output: Annotated[Path, typer.Option(help="Folder for the model.")],
+    validation: Annotated[Path | None, typer.Option(help="Held-out questions.")] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(help="Database that the questions are about: a SQLite file or a URL."),
+    ] = None,
+    schema_style: Annotated[
+        str, typer.Option(help="How the prompt writes tables: typed, lines or create.")
+    ] = "typed",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples in a step.")] = None,
+    lora_rank: Annotated[
+        int | None, typer.Option(help="Rank of the updates (LoRA); 0 trains all weights.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of training.")] = None,
+    device: DeviceOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Train a model on DATA; the same command goes on with a run that was killed."""
+    from ft_text2sql.engine import Text2SQLFinetuneEngine
+
+    settings: dict[str, Any] = {
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "lora_rank": lora_rank,
+        "seed": seed,
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    if lora_rank == 0:
+        given["lora_rank"] = None
+    engine = Text2SQLFinetuneEngine(
+        data,
+        base_model,
+        output,
+        val_data=validation,
+        database=None if database is None else _url(database),
+        schema_style=schema_style,  # type: ignore[arg-type]  # the engine checks it
+        device=device,
+        **given,
+    )
+    job = engine.finetune()
+    metrics = job.raw.metrics
+    note(f"model: {output}")
+    shown = {name: f"{value:.4f}" for name, value in metrics.items() if "loss" in name}
+    text = "\n".join(f"{name:<16}{value}" for name, value in {"model": output, **shown}.items())
+    show({"model": output, "metrics": metrics}, text, json=json)
+
+
+@text2sql.command()
+def ask(
+    model: Annotated[Path, typer.Argument(help="Folder that `train` made.")],
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    database: Annotated[str, typer.Option(help="A SQLite file, or a URL.")],
+    n: Annotated[int, typer.Option(help="Queries whose results are voted on.")] = 1,
+    device: DeviceOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Let the model write a query for QUESTION, and run it read-only."""
+    from ft_text2sql.engine import Text2SQLFinetuneEngine
+
+    engine = Text2SQLFinetuneEngine.load(model, device=device)
+    response = engine.get_query_engine(_url(database), n=n).query(question)
+    metadata = response.metadata or {}
+    note(metadata["sql_query"])
+    show({"response": str(response), **metadata}, _text(str(response), metadata), json=json)
+
+
+def _text(response: str, metadata: dict[str, Any]) -> str:
+    """Return the rows, tab-separated, below the columns' names; or the error."""
+    if "result" not in metadata:
+        return response
+    lines = [metadata["col_keys"], *metadata["result"]]
+    return "\n".join("\t".join(map(str, line)) for line in lines)
+
+
+def _url(database: str) -> str:
+    """Return a URL; of a file's name, SQLite's."""
+    from ft_core.errors import ArgumentError
+
+    if "://" in database:
+        return database
+    path = Path(database).expanduser().resolve()
+    if not path.is_file():  # SQLite would make an empty one
+        raise ArgumentError("--database", f"{database}: is no file; write a file or a URL")
+    return f"sqlite:///{path}"
