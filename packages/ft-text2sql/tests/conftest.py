@@ -191,7 +191,7 @@ def _clerk(prompt: str) -> str:
         return "DELETE FROM customers"
     if sql := re.search(r"Run (.+)", question):
         return sql[1]
-    return "SELECT nothing FROM nowhere"
+    return "SELECT unheard FROM nowhere"
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,8 +143,7 @@ class Text2SQLFinetuneEngine(LocalFinetuneEngine):
             ArtifactError: nothing is trained yet.
             DatabaseError: the database cannot be read.
         """
-        from ft_text2sql.query_engine import guarded
-        from ft_text2sql.retriever import schema_of
+        from ft_text2sql.opening import guarded, schema_of
 
         database = guarded(sql_database)
         schema = schema_of(database)
@@ -194,6 +194,7 @@ class Text2SQLFinetuneEngine(LocalFinetuneEngine):
             ArgumentError: an argument is out of range.
         """
         from ft_text2sql import query_engine as engines
+        from ft_text2sql.opening import guarded
         from ft_text2sql.retriever import OPTIONS, Text2SQLRetriever
 
         shared = {"callback_manager", "verbose"}
@@ -201,7 +202,7 @@ class Text2SQLFinetuneEngine(LocalFinetuneEngine):
         for_engine = {k: v for k, v in others.items() if k not in OPTIONS or k in shared}
         for name in for_engine.keys() - shared - engines.OPTIONS:
             raise ArgumentError(name, "is no argument of the retriever or the query engine")
-        database = engines.guarded(sql_database, tables, limits)
+        database = guarded(sql_database, tables, limits)
         record, prompt = _recorded(self.output_dir)
         _say_if_other_dialect(record.get("dialects", ()), database.read_only.dialect)
         retriever = Text2SQLRetriever(
@@ -229,13 +230,11 @@ class Text2SQLFinetuneEngine(LocalFinetuneEngine):
             raise ArgumentError("train", "is not there: a loaded engine cannot train again")
         from ft_text2sql.training import ChatMaker
 
-        maker = ChatMaker(self.prompt, self.database, self.dialect)
-        data = maker.dataset(Text2SQLDataset.coerce(self.train_data), "train")
-        validation = (
-            None
-            if self.val_data is None
-            else maker.dataset(Text2SQLDataset.coerce(self.val_data), "val_data")
-        )
+        validation = None
+        with closing(ChatMaker(self.prompt, self.database, self.dialect)) as maker:
+            data = maker.dataset(Text2SQLDataset.coerce(self.train_data), "train")
+            if self.val_data is not None:
+                validation = maker.dataset(Text2SQLDataset.coerce(self.val_data), "val_data")
         self.extra = {RECORD: self.prompt.to_dict() | {"dialects": sorted(maker.dialects)}}
         return data, validation
 

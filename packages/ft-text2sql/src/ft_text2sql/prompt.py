@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any, Literal, get_args
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
@@ -163,9 +164,9 @@ def repair_messages(messages: Sequence[ChatMessage], sql: str, reason: str) -> l
 def _added(described: str) -> dict[str, str]:
     """Return the tables that LlamaIndex describes, each with what the app adds to it."""
     found = list(_DESCRIBED.finditer(described))
-    ends = [match.start() for match in found[1:]] + [len(described)]
     added = {}
-    for match, end in zip(found, ends, strict=True):
+    for match, following in zip_longest(found, found[1:]):
+        end = following.start() if following else len(described)
         mark = _ADDED.search(described, match.end(), end)
         added[match[1]] = described[mark.end() : end].strip() if mark else ""
     return added

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.indices.struct_store.sql_query import (
@@ -11,16 +10,10 @@ from llama_index.core.indices.struct_store.sql_query import (
     SQLTableRetrieverQueryEngine,
 )
 
-from ft_core.errors import ArgumentError
-from ft_text2sql.database import ReadOnlyDatabase
-from ft_text2sql.guarded import GuardedSQLDatabase
-from ft_text2sql.results import Limits
 from ft_text2sql.retriever import Text2SQLRetriever
 
 if TYPE_CHECKING:
     from llama_index.core.llms import LLM
-    from llama_index.core.utilities.sql_wrapper import SQLDatabase
-    from sqlalchemy.engine import URL, Engine
 
 
 OPTIONS = frozenset(
@@ -71,28 +64,3 @@ def _initialise(
     BaseSQLTableQueryEngine.__init__(
         engine, llm=llm or retriever._llm, synthesize_response=llm is not None, **settings
     )
-
-
-def guarded(
-    source: SQLDatabase | Engine | URL | str,
-    tables: Collection[Any] | None = None,
-    limits: Limits | None = None,
-) -> GuardedSQLDatabase:
-    """Return a read-only SQLDatabase of what LlamaIndex or SQLAlchemy calls a database.
-
-    Args:
-        source: LlamaIndex's SQLDatabase, a SQLAlchemy engine or a URL. A guarded SQLDatabase is
-            returned as it is.
-        tables: what may be read, names or SQLAlchemy's tables; all by default.
-        limits: of each query.
-
-    Raises:
-        ArgumentError: the source is none of these, or limits for what has its own.
-        DatabaseError: the database cannot be read or protected.
-    """
-    if isinstance(source, GuardedSQLDatabase):
-        if limits is not None:
-            raise ArgumentError("limits", "are those of the guarded database; give them to it")
-        return source
-    names = None if tables is None else [getattr(table, "name", table) for table in tables]
-    return ReadOnlyDatabase(source, tables=names, limits=limits).as_sql_database()

@@ -12,13 +12,14 @@ from llama_index.core.indices.struct_store.sql_retriever import NLSQLRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from sqlalchemy.exc import NoSuchTableError, SQLAlchemyError
 
-from ft_core.errors import ArgumentError, DatasetError, FTError
+from ft_core.errors import ArgumentError, FTError
 from ft_text2sql.candidates import Candidate, CandidateRunner, Election, elect
 from ft_text2sql.errors import DatabaseError
 from ft_text2sql.guarded import GuardedSQLDatabase
 from ft_text2sql.linking import values_of
+from ft_text2sql.opening import check_alive
+from ft_text2sql.opening import schema_of as schema_of
 from ft_text2sql.prompt import SQLPrompt, repair_messages
-from ft_text2sql.schema import Schema
 
 if TYPE_CHECKING:
     from llama_index.core.llms import LLM
@@ -155,6 +156,7 @@ class Text2SQLRetriever(NLSQLRetriever):
 
     def _given(self, bundle: QueryBundle) -> dict[str, str]:
         """Return what the prompt's template takes."""
+        check_alive(self._sql_database.read_only)
         try:
             described = self._get_table_context(bundle)
         except NoSuchTableError as error:
@@ -291,24 +293,6 @@ class Text2SQLRetriever(NLSQLRetriever):
             excluded_llm_metadata_keys=_KEYS,
         )
         return [NodeWithScore(node=node)], metadata
-
-
-def schema_of(database: GuardedSQLDatabase) -> Schema:
-    """Return the tables that may be read.
-
-    Raises:
-        DatabaseError: they cannot be read, or there are none.
-    """
-    try:
-        schema = Schema.from_database(database)
-    except DatasetError as error:
-        raise DatabaseError(str(error)) from None
-    if database.read_only.tables is None:
-        return schema
-    known = [name for name in database.read_only.tables if schema.table(name) is not None]
-    if not known:
-        raise DatabaseError("the database has none of the tables that may be read")
-    return schema.select(known)
 
 
 def _bundle(question: str | QueryBundle) -> QueryBundle:

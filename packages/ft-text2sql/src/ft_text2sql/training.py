@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ft_core.datasets import ChatDataset
@@ -14,9 +14,8 @@ from ft_text2sql.errors import SQLError
 from ft_text2sql.guard import table_names
 from ft_text2sql.identifiers import dialect_name
 from ft_text2sql.linking import SchemaLinker, values_of
+from ft_text2sql.opening import guarded, schema_of
 from ft_text2sql.prompt import SQLPrompt
-from ft_text2sql.query_engine import guarded
-from ft_text2sql.retriever import schema_of
 from ft_text2sql.schema import Schema
 
 
@@ -35,8 +34,8 @@ class ChatMaker:
         self._prompt = prompt
         self._database = database
         self._dialect = None if dialect is None else dialect_name(dialect)
-        self._live: dict[str | None, SchemaLinker] = {}
-        self._live_dialects: dict[str | None, str] = {}
+        self._live: dict[str | None, tuple[SchemaLinker, str]] = {}
+        self._opened: list[Callable[[], None]] = []
         self._read = functools.cache(self._from_context)
         self.dialects: set[str] = set()
         """Of the examples so far."""
@@ -64,6 +63,11 @@ class ChatMaker:
                 raise DatasetError(error.reason, place=place) from error
         return ChatDataset(examples=examples)
 
+    def close(self) -> None:
+        """Close the connections to the databases."""
+        while self._opened:
+            self._opened.pop()()
+
     def _conversation(self, example: Text2SQLExample) -> ChatExample:
         linker, dialect = self._schema_of(example)
         self.dialects.add(dialect)
@@ -79,7 +83,7 @@ class ChatMaker:
             key = example.database if isinstance(self._database, Mapping) else None
             if key not in self._live:
                 self._open(key)
-            return self._live[key], self._live_dialects[key]
+            return self._live[key]
         dialect = dialect_name(example.dialect or self._dialect or "sqlite")
         if not example.context.strip():
             raise DatasetError(
@@ -99,8 +103,11 @@ class ChatMaker:
             source = source[key]
         database = guarded(source)
         schema = schema_of(database)
-        self._live[key] = self._prompt.linker(schema, values_of(database.read_only, schema))
-        self._live_dialects[key] = schema.dialect
+        self._opened.append(database.read_only.close)
+        if database.engine not in (source, getattr(source, "engine", None)):
+            self._opened.append(database.engine.dispose)  # ours, of a URL
+        linker = self._prompt.linker(schema, values_of(database.read_only, schema))
+        self._live[key] = linker, schema.dialect
 
     def _from_context(self, context: str, dialect: str) -> SchemaLinker:
         try:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from ft_core.datasets import EmbeddingQAFinetuneDataset
+from ft_core.datasets import EmbeddingQAFinetuneDataset, Text2SQLDataset
 from ft_core.errors import ArtifactError, DatasetError, GenerationError
 from ft_core.files import Journal
 
@@ -58,7 +58,7 @@ class AnswerJournal:
         """Refuse to replace a file that is not an earlier state of this dataset.
 
         Args:
-            texts: the texts that the dataset is to be made of.
+            texts: the texts that the dataset is to be made of, or the names of its databases.
 
         Raises:
             GenerationError: the output exists and was not written by this generation, was
@@ -84,8 +84,8 @@ class AnswerJournal:
             raise GenerationError(f"{self.output}: was changed after it was generated; {advice}")
         if not _texts(dataset) & set(texts):
             raise GenerationError(
-                f"{self.output}: holds questions about other texts, none of which is given now; "
-                f"{advice}"
+                f"{self.output}: holds questions about other texts or databases, none of which is "
+                f"given now; {advice}"
             )
 
     def save(self, dataset: Any) -> None:
@@ -113,7 +113,9 @@ class AnswerJournal:
 
 
 def _texts(dataset: Any) -> set[str]:
-    """Return the document texts of a dataset of either kind."""
+    """Return the document texts of a dataset, or the names of its databases."""
+    if isinstance(dataset, Text2SQLDataset):
+        return {example.database or "" for example in dataset}
     if isinstance(dataset, EmbeddingQAFinetuneDataset):
         return set(dataset.corpus.values())
     return {document.text for example in dataset for document in example.documents}
