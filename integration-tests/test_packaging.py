@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 JOBS = Path(__file__).resolve().parent / "jobs"
 PACKS = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
-WITHOUT_TORCH = ["ft-core", "ft-openai-distill", "ft-judge", "ft-cohere-rerank"]
+WITHOUT_TORCH = ["ft-core", "ft-openai-distill", "ft-judge", "ft-cohere-rerank", "ft-text2sql"]
 TORCH = {"torch", "transformers", "sentence-transformers", "accelerate", "peft", "trl"}
 LOADED_WHERE_USED = {
     "cohere",
@@ -35,6 +35,7 @@ LOADED_WHERE_USED = {
     "openai",
     "peft",
     "sentence_transformers",
+    "sqlglot",
     "torch",
     "transformers",
     "trl",
@@ -185,7 +186,7 @@ def test_a_student_is_trained_with_the_extra_for_it(
 
 
 @pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
-@pytest.mark.parametrize("pack", ["ft-core", "ft-embeddings", "ft-openai-distill"])
+@pytest.mark.parametrize("pack", ["ft-core", "ft-embeddings", "ft-openai-distill", "ft-text2sql"])
 def test_a_pack_works_on_every_supported_python(
     pack: str, version: str, environment: Callable[..., Environment], tmp_path: Path
 ) -> None:

@@ -1,7 +1,8 @@
 """What the READMEs tell a user to type works.
 
 The `python` blocks of a README run in order as one script, in an empty folder that holds
-`train.json` and `val.json`. Three things differ from what is printed: the embedding model that
+`train.json` and `val.json`; for text-to-SQL it holds `train.jsonl`, `val.jsonl` and `shop.db`.
+Three things differ from what is printed: the embedding model that
 has to come from a hub is replaced by the same model from a package, the language model by a
 tiny untrained one, and the address of a server by that of a small real one.
 """
@@ -22,7 +23,8 @@ import pytest
 import typer
 from cohere_platform import CoherePlatform
 from openai_platform import OpenAIPlatform
-from openai_server import OpenAIServer
+from openai_server import OpenAIServer, two_questions
+from text2sql_shop import shop_pairs, write_shop
 
 from ft_core.cli import app
 from ft_embeddings.demo import corpus
@@ -91,7 +93,8 @@ def server(name: str) -> Iterator[tuple[str, str]]:
             assert [job["status"] for job in platform.jobs.values()] == ["succeeded"]
             assert platform.violations == []
     else:
-        with OpenAIServer() as llm:
+        answer = shop_pairs if "ft-text2sql" in name else two_questions
+        with OpenAIServer(answer=answer) as llm:
             yield LLM_SERVER, llm.url
 
 
@@ -101,7 +104,10 @@ def server(name: str) -> Iterator[tuple[str, str]]:
 )
 def test_the_python_blocks_run(name: str, tmp_path: Path) -> None:
     readme = READMES[name]
-    write_datasets(tmp_path, COHERE_QUERIES if "ft-cohere-rerank" in name else 32)
+    if "ft-text2sql" in name:
+        write_shop(tmp_path)
+    else:
+        write_datasets(tmp_path, COHERE_QUERIES if "ft-cohere-rerank" in name else 32)
     script = tmp_path / f"{readme.parent.name}-{readme.stem}.py"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 

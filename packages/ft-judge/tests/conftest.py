@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -68,3 +69,14 @@ def llm_of() -> Any:
         return RuleLLM(rule=rule, **settings)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> Iterator[None]:
+    """Train tiny models in one thread: more only wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -5,6 +5,7 @@ import io
 import json
 import sqlite3
 import threading
+import time
 from contextlib import closing
 from decimal import Decimal
 
@@ -380,6 +381,45 @@ def test_calls_are_bounded(url):
     pairs = {f"{n}?": "SELECT 1" for n in range(6)}
     evaluate_text2sql(writer, dataset(pairs), url, num_workers=3)
     assert most == 3
+
+
+def test_a_model_in_this_process_is_asked_one_question_at_a_time(url, llm_of):
+    running = []
+    most = 0
+
+    def rule(prompt):
+        nonlocal most
+        running.append(prompt)
+        most = max(most, len(running))
+        time.sleep(0.01)
+        running.pop()
+        return "SELECT 1"
+
+    class LocalLLM(type(llm_of())):
+        """Known by its name."""
+
+    pairs = {f"{n}?": "SELECT 1" for n in range(8)}
+    evaluate_text2sql(LocalLLM(rule=rule), dataset(pairs), url, num_workers=4)
+    assert most == 1
+
+
+def test_calls_that_failed_are_made_again(url, tmp_path):
+    failing = [True]
+
+    def writer(question):
+        if failing[0]:
+            raise ConnectionError("down")
+        return PAIRS[question]
+
+    settings = {"journal": tmp_path / "answers.jsonl"}
+    report = evaluate_text2sql(writer, dataset(), url, **settings)
+    assert len(report.runs[0].failures) == 5
+    assert report.runs[0].mean("execution_accuracy") == 0
+    failing.clear()
+    failing.append(False)
+    report = evaluate_text2sql(writer, dataset(), url, **settings)
+    assert not report.runs[0].failures
+    assert report.runs[0].mean("execution_accuracy") == 1
 
 
 def test_paired_test_json_and_page(url, tmp_path):

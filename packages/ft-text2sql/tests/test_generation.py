@@ -253,8 +253,6 @@ def test_foreign_outputs_are_not_replaced(url, output, llm_of, tmp_path):
     assert output.read_text() == "mine\n"
     output.unlink()
     run(url, llm, output, num_questions=1)
-    Text2SQLDataset.load(output).examples[0].sql = "SELECT 2"
-    output.write_text(output.read_text().replace("amount", "total") + "\n")
     edited = Text2SQLDataset.load(output)
     edited.examples[0].sql = "SELECT 2"
     edited.save(output)
@@ -374,6 +372,23 @@ def test_calls_are_concurrent_and_bounded(url, output, llm_of):
 
     run(url, llm_of(waits), output, num_questions=8, questions_per_call=1, workers=4)
     assert most == 4
+
+
+def test_queries_are_bounded_too(url, output, llm_of):
+    class Counted(ReadOnlyDatabase):
+        running = most = 0
+
+        async def aexecute(self, sql):
+            self.running += 1
+            self.most = max(self.most, self.running)
+            result = await super().aexecute(sql)
+            self.running -= 1
+            return result
+
+    database = Counted(url)
+    result = run(database, llm_of(inventive), output, num_questions=5, workers=2, max_per_query=9)
+    assert len(result.dataset) == 5
+    assert database.most == 2
 
 
 def test_postgres(postgres_url, postgres_state, output, llm_of):

@@ -24,8 +24,10 @@ from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table, create_engi
 
 from ft_core.datasets import Text2SQLDataset
 from ft_core.errors import ArgumentError, ArtifactError, DatasetError
+from ft_text2sql.errors import SQLError
 from ft_text2sql.guarded import GuardedSQLDatabase
 from ft_text2sql.handler import Text2SQLHandler
+from ft_text2sql.retriever import Text2SQLRetriever
 from ft_text2sql.schema import Schema
 from ft_text2sql.shown_schema import schema_of
 
@@ -361,6 +363,37 @@ def test_inside_a_tool_and_what_holds_none(handler, engine_of, database):
     for target in (object(), SQLRetriever(database), database):
         with pytest.raises(ArgumentError, match="found no NLSQLRetriever"):
             handler.attach(target)
+
+
+def test_of_a_retriever_that_asks_another_the_outer_one_is_recorded(handler, engine_of):
+    class Careful(NLSQLRetriever):
+        """Asks another retriever, and once more where that fails."""
+
+        def __init__(self, inner):
+            self.__dict__.update(inner.__dict__)
+            self.inner = inner
+
+        def retrieve_with_metadata(self, str_or_query_bundle):
+            self.inner.retrieve_with_metadata("What is nowhere?")
+            return self.inner.retrieve_with_metadata(str_or_query_bundle)
+
+    retriever = Careful(engine_of().sql_retriever)
+    handler.attach(retriever)
+    retriever.retrieve(OSLO)
+    (record,) = lines(handler)
+    assert (record["query"], record["success"]) == (OSLO, True)
+
+
+def test_a_tuned_retriever_that_raises_is_recorded_with_its_sql(handler, database, llm_of):
+    retriever = Text2SQLRetriever(database, llm_of(), handle_sql_errors=False, repair=False)
+    handler.attach(retriever)
+    retriever.retrieve(OSLO)
+    with pytest.raises(SQLError):
+        retriever.retrieve("Run SELECT x FROM orders")
+    good, bad = lines(handler)
+    assert (good["success"], good["sql"]) == (True, OSLO_SQL)
+    assert (bad["success"], bad["sql"]) == (False, "SELECT x FROM orders")
+    assert "x" in bad["error"]
 
 
 def test_foreign_and_own_journals(tmp_path, handler, engine_of):

@@ -7,36 +7,50 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ft_core.datasets import JudgeDataset, JudgeExample
     from ft_judge.baselines import by_length, longer_answer, majority
+    from ft_judge.engine import (
+        CorrectnessJudgeFinetuneEngine,
+        PairwiseJudgeFinetuneEngine,
+        load_judge,
+        untrained_judge,
+    )
     from ft_judge.evaluation import Judgement, JudgeReport, evaluate_judges
     from ft_judge.handler import JudgeHandler
     from ft_judge.readers import read_llmbar, read_verdicts
 
 _MODULES = {
+    "CorrectnessJudgeFinetuneEngine": "ft_judge.engine",
     "JudgeDataset": "ft_core.datasets",
     "JudgeExample": "ft_core.datasets",
     "JudgeHandler": "ft_judge.handler",
     "JudgeReport": "ft_judge.evaluation",
     "Judgement": "ft_judge.evaluation",
+    "PairwiseJudgeFinetuneEngine": "ft_judge.engine",
     "by_length": "ft_judge.baselines",
     "evaluate_judges": "ft_judge.evaluation",
+    "load_judge": "ft_judge.engine",
     "longer_answer": "ft_judge.baselines",
     "majority": "ft_judge.baselines",
     "read_llmbar": "ft_judge.readers",
     "read_verdicts": "ft_judge.readers",
+    "untrained_judge": "ft_judge.engine",
 }
 
 __all__ = [
+    "CorrectnessJudgeFinetuneEngine",
     "JudgeDataset",
     "JudgeExample",
     "JudgeHandler",
     "JudgeReport",
     "Judgement",
+    "PairwiseJudgeFinetuneEngine",
     "by_length",
     "evaluate_judges",
+    "load_judge",
     "longer_answer",
     "majority",
     "read_llmbar",
     "read_verdicts",
+    "untrained_judge",
 ]
 
 

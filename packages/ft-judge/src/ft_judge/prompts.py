@@ -27,7 +27,7 @@ VERDICTS = {1.0: "[[A]]", 0.0: "[[B]]", 0.5: "[[C]]"}
 NO_REFERENCE = "(NO REFERENCE ANSWER SUPPLIED)"
 """What LlamaIndex's `CorrectnessEvaluator` shows where there is no reference."""
 
-_SCORE = re.compile(r"(?<![\d.])([1-5](?:\.\d+)?)(?![\d.]*\d)")
+_SCORE = re.compile(r"(?<![\d.-])([1-5](?:\.\d+)?)(?![\d.]*\d)")
 
 
 def _template(system: str, user: str) -> ChatPromptTemplate:
@@ -125,7 +125,8 @@ def answer_for(example: JudgeExample, *, reasoning: bool) -> str:
     words = (example.reasoning or "").strip() if reasoning else ""
     if example.task == "pairwise":
         verdict = VERDICTS[label]
-        without = re.sub(r"\s*\[\[[ABC]\]\]\s*$", "", words)
+        # No mark but the last: an answer that names two is no verdict.
+        without = re.sub(r"\s*\[\[[ABC]\]\]", "", words).strip()
         return f"{without}\n\n{verdict}" if reasoning else verdict
     return f"{label:.1f}\n{words}" if reasoning else f"{label:.1f}"
 
