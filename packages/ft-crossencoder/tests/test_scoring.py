@@ -45,16 +45,6 @@ def test_in_passages_the_best_ones_score_is_the_texts(folder, all_texts):
     assert PairScorer(folder, passage_tokens=20).score([]) == ([], [])
 
 
-def test_what_stands_late_in_a_long_text_is_read_in_passages_alone(folder):
-    filler = "museum library " * 100
-    texts = [filler + end for end in ("harbour gates", "river bell")]
-    pairs = [(QUERY, text) for text in texts]
-    beginning = PairScorer(folder).score(pairs).scores
-    assert beginning[0] == beginning[1]
-    passages = PairScorer(folder, passage_tokens=30).score(pairs).scores
-    assert abs(passages[0] - passages[1]) > 1e-4
-
-
 def test_bf16_scores_are_close_and_leave_no_trace(cross_encoder, pairs):
     expected = cross_encoder.predict(pairs)
     scores = PairScorer(cross_encoder, precision="bf16").score(pairs).scores

@@ -19,7 +19,7 @@ from ft_crossencoder.training import LOSS_CLASSES, LengthBatches, Run, custom_lo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-QUICK = {"epochs": 2, "batch_size": 16, "learning_rate": 4e-3, "precision": "fp32"}
+QUICK = {"epochs": 1, "batch_size": 16, "learning_rate": 4e-3, "precision": "fp32"}
 
 
 @pytest.fixture

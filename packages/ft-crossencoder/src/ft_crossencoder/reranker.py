@@ -27,6 +27,8 @@ RETRIEVAL_SCORE = "retrieval_score"
 RERANK_SCORE = "rerank_score"
 """The key of the cross-encoder's own score, where a node's score is a fusion of two."""
 
+_NOISE = 1e-5  # of a score, from batch to batch
+
 
 class FinetunedReranker(BaseNodePostprocessor):
     """Reranks with a cross-encoder: `SentenceTransformerRerank`'s scores, sooner.
@@ -263,7 +265,8 @@ def calibrate_threshold(
 def _threshold(scores: list[float], shares: list[float], wanted: float) -> float:
     """Return a number between the lowest score to keep and the next below it.
 
-    Between, because a score differs in its last digits with what else is in its batch.
+    Between, because a score differs in its last digits with what else is in its batch; where
+    the next one is nearer than that, it is kept too.
     """
     ranked = sorted(zip(scores, shares, strict=True), reverse=True)
     total, lowest = 0.0, ranked[0][0]
@@ -273,7 +276,8 @@ def _threshold(scores: list[float], shares: list[float], wanted: float) -> float
         total += share
         lowest = score if share else lowest
     below = [score for score in scores if score < lowest]
-    return (lowest + max(below)) / 2 if below else lowest - 1e-4 * abs(lowest)
+    middle = (lowest + max(below)) / 2 if below else lowest
+    return min(middle, lowest - _NOISE * max(1.0, abs(lowest)))
 
 
 def _name(model: Any) -> str:
