@@ -61,7 +61,9 @@ class CrossEncoderFinetuneEngine:
             one, and only if this engine saved it.
         batch_size: pairs of a query and a document in a step.
         val_dataset: held-out data, in any form that `dataset` takes. It picks the best
-            checkpoint, fits the retriever's weight and is reported on.
+            checkpoint, fits the retriever's weight and is reported on, computed in bf16 where
+            the hardware is quick in it. What is fitted there flatters the result a little:
+            `ft crossencoder eval` on other data does not.
         loss: one of `ft_crossencoder.rows.LOSSES`: labels are learned by "listnet" (the
             default), "lambda", "multiple_negatives_ranking" or "binary_cross_entropy", a
             teacher's scores by "margin_mse" (the default where there are as many as labels) or
