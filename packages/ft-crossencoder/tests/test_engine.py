@@ -45,7 +45,13 @@ LONG = {"epochs": 20, "learning_rate": 6e-3, "negatives": 2, "evaluation_steps":
 @pytest.fixture(autouse=True)
 def exact(monkeypatch):
     """Compute alike on every machine, also on one that multiplies in bfloat16."""
-    monkeypatch.setattr("ft_core.training.has_fast_bf16", lambda device: False)
+    in_fp32(monkeypatch)
+
+
+def in_fp32(patch):
+    # In this order: a module that is first imported here must not keep what is put in.
+    for module in ("ft_crossencoder.encoder", "ft_core.training"):
+        patch.setattr(f"{module}.has_fast_bf16", lambda device: False)
 
 
 @pytest.fixture
@@ -466,6 +472,8 @@ KILLED = """
 import os, signal, sys
 import torch
 torch.set_num_threads(1)
+import ft_core.training
+ft_core.training.has_fast_bf16 = lambda device: False
 from ft_crossencoder import CrossEncoderFinetuneEngine, training
 
 train, model, output, stage, step = sys.argv[1:]
@@ -489,7 +497,9 @@ def interrupted(task, tmp_path_factory, one_thread):
     settings = {**QUICK, "epochs": 3, "head_pairs": 48, "checkpoint_save_steps": 4, "dropout": 0.1}
     settings["loss"] = "binary_cross_entropy"
     arguments = (str(folder / "train.jsonl"), task.encoder)
-    CrossEncoderFinetuneEngine(*arguments, folder / "whole", **settings).finetune()
+    with pytest.MonkeyPatch.context() as patch:
+        in_fp32(patch)
+        CrossEncoderFinetuneEngine(*arguments, folder / "whole", **settings).finetune()
     return arguments, settings, weights(folder / "whole")
 
 

@@ -176,3 +176,17 @@ def test_the_default_loss_is_for_what_there_is_more_of():
     assert default_loss(RerankDataset.coerce([few, many])) == "listnet"
     with pytest.raises(DatasetError, match="no document has a label or a teacher's score"):
         default_loss(dataset({"a": 1}, field="retrieval_score"))
+
+
+def test_another_passage_of_a_querys_own_document_is_no_negative_of_it():
+    own = {"query": "late fee", "documents": [{"id": "a", "text": "the fee", "label": 1}]}
+    other = {
+        "query": "opening hours",
+        "documents": [
+            {"id": "a", "text": "the same page, further down", "label": 0},
+            {"id": "b", "text": "the hours", "label": 1},
+        ],
+    }
+    rows = training_rows(RerankDataset.coerce([own, other]), "listnet", negatives=2, seed=0)
+    (row,) = [row for row in rows if row["query"] == "late fee"]
+    assert row["documents"] == ["the fee", "the hours"]

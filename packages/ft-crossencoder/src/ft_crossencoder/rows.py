@@ -81,17 +81,20 @@ class _Strangers:
     """The documents of other queries, which stand in where too few are known to be wrong."""
 
     def __init__(self, dataset: RerankDataset) -> None:
-        texts = dict.fromkeys(d.text for example in dataset for d in example.documents)
-        self._texts = list(texts)
+        documents = [d for example in dataset for d in example.documents]
+        self._documents = list({document.text: document for document in documents}.values())
 
     def sample(
         self, example: RerankExample, count: int, rng: random.Random
     ) -> list[RerankDocument]:
         """Return up to `count` documents that are none of the query's own, labelled 0."""
-        own = {document.text for document in example.documents}
+        texts = {document.text for document in example.documents}
+        # Of a long document, each query may read another passage: it is the same one all the same.
+        names = {document.id for document in example.documents if document.id is not None}
         # A few more than wanted, for those of its own; a small dataset may not have as many.
-        drawn = rng.sample(self._texts, min(len(self._texts), count + len(own)))
-        return [RerankDocument(text=text, label=0) for text in drawn if text not in own][:count]
+        drawn = rng.sample(self._documents, min(len(self._documents), count + 2 * len(texts)))
+        others = [d for d in drawn if d.text not in texts and d.id not in names]
+        return [RerankDocument(text=document.text, label=0) for document in others[:count]]
 
 
 def _groups(
