@@ -2,9 +2,9 @@
 
 The `python` blocks of a README run in order as one script, in an empty folder that holds
 `train.json` and `val.json`; for text-to-SQL it holds `train.jsonl`, `val.jsonl` and `shop.db`.
-Three things differ from what is printed: the embedding model that
-has to come from a hub is replaced by the same model from a package, the language model by a
-tiny untrained one, and the address of a server by that of a small real one.
+Three things differ from what is printed: the embedding model that has to come from a hub is
+replaced by the same model from a package, the language model and the cross-encoder by tiny
+untrained ones, and the address of a server by that of a small real one.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ READMES = {
 }
 HUB_EMBEDDING = "sentence-transformers/all-MiniLM-L6-v2"
 HUB_LLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
+HUB_CROSS_ENCODER = "cross-encoder/ms-marco-MiniLM-L6-v2"
 HOSTED_LLM = "gpt-4.1-mini-2025-04-14"
 LLM_SERVER = "http://127.0.0.1:8000/v1"
 COHERE_SERVER = "http://127.0.0.1:8000"
@@ -74,9 +75,10 @@ def write_datasets(folder: Path, queries_each: int = 32) -> None:
 
 def models(folder: Path) -> dict[str, str]:
     """Return the model names that the READMEs print, and what takes their places."""
-    texts = corpus.training().corpus.values()
-    llm = model_assets.tiny_causal_lm(folder, texts, window=4096)
-    return {HUB_EMBEDDING: model_assets.minilm(), HUB_LLM: llm}
+    texts = list(corpus.training().corpus.values())
+    llm = model_assets.tiny_causal_lm(folder / "llm", texts, window=4096)
+    reranker = model_assets.tiny_cross_encoder(folder / "reranker", texts, window=512)
+    return {HUB_EMBEDDING: model_assets.minilm(), HUB_LLM: llm, HUB_CROSS_ENCODER: reranker}
 
 
 @contextmanager

@@ -10,10 +10,10 @@ import pytest
 from llama_index.core import SummaryIndex, VectorStoreIndex
 from llama_index.core.schema import TextNode
 
-from ft_adapter.models import load_embed_model
 from ft_adapter.saved import load_adapter
 from ft_core.cli import main
 from ft_core.datasets import EmbeddingQAFinetuneDataset as Dataset
+from ft_core.embed_models import load_embed_model
 
 
 @pytest.fixture(scope="module")

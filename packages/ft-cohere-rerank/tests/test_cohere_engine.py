@@ -5,6 +5,7 @@ The server is `integration-tests/cohere_platform.py`; what is killed here are re
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -109,6 +110,19 @@ def test_everything_that_a_job_can_be_given(server: CoherePlatform, data: Path) 
 def test_a_rerank_dataset_is_taken_as_it_is(server: CoherePlatform, tmp_path: Path) -> None:
     job = engine(server, rows().to_rerank(), job_file=tmp_path / "jobs.json").finetune()
     assert job.status is JobStatus.SUCCEEDED
+
+
+def test_odd_texts_arrive_as_they_are(server: CoherePlatform, tmp_path: Path) -> None:
+    odd = 'a\u2028b \x00\x07\x85\u202e "港" \U0001f6a2\r\n'
+    file = rows()
+    file.examples[7] = file.examples[7].model_copy(
+        update={"query": odd, "relevant_passages": [odd + "yes"], "hard_negatives": [odd + "no"]}
+    )
+    file.save(tmp_path / "odd.jsonl")
+    engine(server, tmp_path / "odd.jsonl").finetune()
+    (files,) = server.datasets.values()
+    sent = [json.loads(line) for line in files["data"].decode().split("\n") if line]
+    assert sent == [entry.content() for entry in file]
 
 
 def test_an_injected_client_also_reranks(server: CoherePlatform, data: Path) -> None:
@@ -280,8 +294,8 @@ def test_closed_fine_tuning_names_the_next_way(
         engine(server, str(data)).finetune()
     message = str(caught.value)
     assert message.startswith("fine-tuning is closed to this account")
-    for part in ("CohereRerankTeacher()", repr(str(data)), "CrossEncoderFinetuneEngine"):
-        assert part in message
+    assert f"`ft cohere score {data} --output scored.jsonl`, then (pip" in message
+    assert "`ft crossencoder train scored.jsonl --output reranker`" in message
 
 
 def test_the_servers_reason_for_a_dataset(server: CoherePlatform, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from rich.table import Table
 
 from ft_core import __version__, cli
 from ft_core.catalogue import PACKS
-from ft_core.console import note, only_json, show
+from ft_core.console import note, only_json, progress_notes, show
 from ft_core.datasets import ChatDataset, EmbeddingQAFinetuneDataset, PreferenceDataset
 from ft_core.evaluation import Evaluation
 from ft_core.metrics import score_rankings
@@ -339,6 +340,17 @@ class TestShow:
             show({}, json=True)
         print("after")
         assert capsys.readouterr() == ("{}\nafter\n", "noise\nremark\n")
+
+    def test_progress_notes(self, capsys) -> None:
+        loggers = [logging.getLogger(name) for name in ("ft_core.jobs", "ft_core.sft.engine")]
+        before = [(logger.level, logger.handlers[:]) for logger in loggers]
+        with progress_notes():
+            for number, logger in enumerate(loggers):
+                logger.info("step %d", number)
+                logger.debug("detail")
+        loggers[0].info("after")
+        assert capsys.readouterr() == ("", "step 0\nstep 1\n")
+        assert [(logger.level, logger.handlers) for logger in loggers] == before
 
 
 class TestReportCommand:

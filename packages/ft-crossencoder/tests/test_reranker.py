@@ -12,9 +12,11 @@ from llama_index.core.postprocessor import SentenceTransformerRerank
 from llama_index.core.schema import IndexNode, MetadataMode, NodeWithScore, QueryBundle, TextNode
 from model_assets import HashingEmbedding
 
+from ft_core.artifacts import Manifest, saving
 from ft_core.datasets import RerankDataset
 from ft_core.errors import ArgumentError, DatasetError
 from ft_crossencoder import FinetunedReranker, calibrate_threshold
+from ft_crossencoder.reranker import KIND
 
 QUERY = "when does the harbour open"
 
@@ -183,6 +185,56 @@ def test_an_object_is_taken_as_it_is(cross_encoder, folder):
         [float(cross_encoder.predict((QUERY, "harbour")))], abs=1e-5
     )
     assert reranker.to_dict()["model"] == folder
+
+
+# --- A saved folder -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(cross_encoder, tmp_path):
+    """A folder as the engine saves it."""
+
+    def made(**settings):
+        with saving(
+            tmp_path / "saved", Manifest(kind=KIND, base_model="b", settings=settings)
+        ) as f:
+            cross_encoder.save_pretrained(str(f), create_model_card=False)
+        return tmp_path / "saved"
+
+    return made
+
+
+SETTINGS = {"retrieval_weight": 0.5, "passage_tokens": 20, "max_length": 64}
+
+
+def test_a_saved_folder_reranks_with_the_settings_it_was_trained_with(
+    saved, folder, make_nodes, texts
+):
+    loaded = FinetunedReranker.load(saved(**SETTINGS), 5, device="cpu")
+    same = FinetunedReranker(folder, 5, device="cpu", **SETTINGS)
+    ours, expected = (
+        r.postprocess_nodes(make_nodes(texts), query_str=QUERY) for r in (loaded, same)
+    )
+    assert ids(ours) == ids(expected)
+    np.testing.assert_allclose([n.score for n in ours], [n.score for n in expected], atol=1e-5)
+    plain = FinetunedReranker(folder, 5).postprocess_nodes(make_nodes(texts), query_str=QUERY)
+    assert ids(ours) != ids(plain)
+
+
+def test_settings_of_a_saved_folder_can_be_overridden(saved):
+    loaded = FinetunedReranker.load(
+        saved(**SETTINGS), retrieval_weight=0.0, passage_tokens=None, threshold=0.1
+    )
+    assert (loaded.top_n, loaded.retrieval_weight, loaded.threshold) == (None, 0.0, 0.1)
+    assert loaded.scorer.passage_tokens is None
+    assert loaded.scorer.max_length == 64
+
+
+def test_a_folder_without_passages_or_settings_reads_whole_texts(saved):
+    for settings in ({**SETTINGS, "passage_tokens": 0, "max_length": None}, {}):
+        loaded = FinetunedReranker.load(saved(**settings))
+        assert loaded.scorer.passage_tokens is None
+        assert loaded.scorer.max_length == 128
 
 
 # --- Threshold --------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ft_core.errors import ArgumentError, FTError, MissingExtraError
+from ft_core.errors import ArgumentError, FTError
+from ft_crossencoder.passages import split_passages
 from ft_crossencoder.scoring import PairScorer, batches, fused
 
 QUERY = "when does the harbour open"
@@ -28,6 +29,28 @@ def test_the_scores_are_those_of_predict(cross_encoder, folder, pairs):
             scores, logits = PairScorer(model, max_tokens=max_tokens).score(pairs)
             np.testing.assert_allclose(scores, expected, atol=1e-5)
             np.testing.assert_allclose(1 / (1 + np.exp(-np.array(logits))), expected, atol=1e-5)
+
+
+def test_in_passages_the_best_ones_score_is_the_texts(folder, all_texts):
+    whole, queries = PairScorer(folder), (QUERY, "ticket price")
+    pairs = [(query, text) for query in queries for text in all_texts[:30]]
+    found = PairScorer(folder, passage_tokens=20, max_tokens=300).score(pairs)
+    cut = dict(zip(all_texts, split_passages(whole.model.tokenizer, all_texts, 20), strict=True))
+    alone = [[whole.score([(q, passage)]) for passage in cut[text]] for q, text in pairs]
+    for kind in ("scores", "logits"):
+        expected = [max(getattr(one, kind)[0] for one in passages) for passages in alone]
+        np.testing.assert_allclose(getattr(found, kind), expected, atol=1e-5)
+    assert max(map(len, alone)) > 5
+    assert min(map(len, alone)) == 1
+    assert PairScorer(folder, passage_tokens=20).score([]) == ([], [])
+
+
+def test_bf16_scores_are_close_and_leave_no_trace(cross_encoder, pairs):
+    expected = cross_encoder.predict(pairs)
+    scores = PairScorer(cross_encoder, precision="bf16").score(pairs).scores
+    assert 0 < np.abs(scores - expected).max() < 0.05
+    assert np.corrcoef(scores, expected)[0, 1] > 0.999
+    np.testing.assert_array_equal(cross_encoder.predict(pairs), expected)
 
 
 def test_no_pairs_have_no_scores(folder):
@@ -120,8 +143,11 @@ def test_fusion_standardises_both_and_a_missing_score_is_the_mean():
     [
         ({"max_tokens": 0}, "max_tokens: must be at least 1"),
         ({"max_length": -1}, "max_length: must be at least 1"),
+        ({"passage_tokens": 0}, "passage_tokens: must be at least 1"),
+        ({"precision": "fp8"}, 'precision: is "fp32" or "bf16", not'),
+        ({"precision": "bf16", "quantize": True}, "precision: is for the backend"),
+        ({"precision": "bf16", "backend": "onnx"}, "precision: is for the backend"),
         ({"backend": "jax"}, "backend: is"),
-        ({"backend": "onnx", "quantize": True}, "quantize: is for the backend"),
         ({"device": "cuda", "quantize": True}, 'quantize: is for device="cpu"'),
     ],
 )
@@ -140,21 +166,6 @@ def test_a_model_that_is_none_is_named(tmp_path, folder):
 
 
 RESIZED = {"ignore_mismatched_sizes": True}
-
-
-def test_onnx_without_its_packages_names_the_command(folder, monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "optimum", None)
-    monkeypatch.setitem(sys.modules, "optimum.onnxruntime", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'ft-crossencoder\[onnx\]'"):
-        PairScorer(folder, backend="onnx")
-
-
-def test_onnx_scores_are_those_of_torch(folder, cross_encoder, pairs):
-    pytest.importorskip("optimum.onnxruntime")
-    scores = PairScorer(folder, backend="onnx", device="cpu").score(pairs).scores
-    np.testing.assert_allclose(scores, cross_encoder.predict(pairs), atol=1e-4)
 
 
 def test_a_score_that_is_not_finite_is_an_error_that_names_the_pair(cross_encoder, pairs):

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ft_core.console import JsonOption, note, show
-
-if TYPE_CHECKING:
-    from llama_index.core import VectorStoreIndex
-    from llama_index.core.base.embeddings.base import BaseEmbedding
+from ft_core.embed_models import SPEC_HELP, load_embed_model
+from ft_core.indices import load_index
 
 adapter = typer.Typer(help="Train and evaluate adapters of embedding models.", no_args_is_help=True)
 
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        "--embed-model",
-        help="openai:MODEL, openai-like:MODEL@URL, or a hub name or folder.",
-    ),
-]
+ModelOption = Annotated[str, typer.Option("--embed-model", help=f"{SPEC_HELP}.")]
 IndexOption = Annotated[
     Path | None,
     typer.Option(help="Folder of a persisted index: its vectors are used, none is made anew."),
@@ -60,9 +51,8 @@ def train(
 ) -> None:
     """Train an adapter on DATASET, and save it, or the identity where none helps, to OUTPUT."""
     from ft_adapter.engine import EmbeddingAdapterFinetuneEngine
-    from ft_adapter.models import load_embed_model
 
-    model = load_embed_model(embed_model)
+    model = load_embed_model(embed_model, pack="ft-adapter")
     settings: dict[str, Any] = {
         "val_dataset": validation,
         "model_output_path": output,
@@ -80,7 +70,7 @@ def train(
         EmbeddingAdapterFinetuneEngine(dataset, model, **settings)
         if index is None
         else EmbeddingAdapterFinetuneEngine.from_index(
-            _load_index(index, model), dataset, model, **settings
+            load_index(index, model), dataset, model, **settings
         )
     )
     report = engine.finetune()
@@ -108,35 +98,15 @@ def evaluate(
 ) -> None:
     """Compare adapters with the embedding model alone on DATASET."""
     from ft_adapter.evaluation import evaluate_adapters
-    from ft_adapter.models import load_embed_model
 
-    model = load_embed_model(embed_model)
+    model = load_embed_model(embed_model, pack="ft-adapter")
     report = evaluate_adapters(
         dataset,
         model,
         adapters,
-        index=None if index is None else _load_index(index, model),
+        index=None if index is None else load_index(index, model),
         cache_dir=cache,
     )
     if html is not None:
         report.save_html(html)
     show(report.to_dict(), report, json=json)
-
-
-def _load_index(folder: Path, model: BaseEmbedding) -> VectorStoreIndex:
-    from llama_index.core import StorageContext, VectorStoreIndex, load_index_from_storage
-
-    from ft_core.errors import ArgumentError
-
-    # What LlamaIndex logs while it reads a folder says nothing that the error does not.
-    logging.getLogger("llama_index.core.indices.loading").setLevel(logging.ERROR)
-    try:
-        storage = StorageContext.from_defaults(persist_dir=str(folder))
-        loaded = load_index_from_storage(storage, embed_model=model)
-    except (OSError, ValueError, KeyError) as error:
-        raise ArgumentError(
-            "--index", f"{folder} is no folder that one index was persisted to: {error}"
-        ) from None
-    if not isinstance(loaded, VectorStoreIndex):
-        raise ArgumentError("--index", f"{folder} holds a {type(loaded).__name__}, no vector index")
-    return loaded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -284,13 +285,13 @@ class CohereRerankerFinetuneEngine(JobEngine):
         return find_key(self._api_key, self.base_url)
 
     def _hint(self) -> str:
-        path = isinstance(self.train_file_name, str | Path)
-        data = repr(str(self.train_file_name)) if path else '"train.jsonl"'
+        is_path = isinstance(self.train_file_name, str | Path)
+        data = shlex.quote(str(self.train_file_name)) if is_path else "train.jsonl"
         return (
             "Train a reranker of your own on the same data, with Cohere's model as its teacher: "
-            f"CohereRerankTeacher().score(CohereRerankerFile.load({data}).to_rerank(), "
-            '"scored.jsonl"), then, of ft-crossencoder (pip install ft-crossencoder), '
-            'CrossEncoderFinetuneEngine("scored.jsonl")'
+            f"`ft cohere score {data} --output scored.jsonl`, then (pip install ft-crossencoder) "
+            "`ft crossencoder train scored.jsonl --output reranker`; in Python, "
+            "CohereRerankTeacher and CrossEncoderFinetuneEngine"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ft_core.datasets.rerank import RerankDataset
 from ft_core.rerank_hook import RerankHandler
 
 
@@ -17,11 +18,21 @@ class CohereRerankHandler(RerankHandler):
     ```
 
     Cohere answers scores of the `top_n` best only; `CohereRerankTeacher` scores all of what
-    is recorded. See `ft_core.rerank_hook.RerankHandler`.
+    is recorded. For the arguments see `ft_core.rerank_hook.RerankHandler`; `rerankers` is
+    `(CohereRerank,)` by default.
     """
 
     def components(self) -> tuple[type, ...]:
-        """Watch every `CohereRerank`."""
-        from llama_index.postprocessor.cohere_rerank import CohereRerank
+        """Watch every `CohereRerank`, unless other classes are named."""
+        if self._rerankers is None:
+            from llama_index.postprocessor.cohere_rerank import CohereRerank
 
-        return (CohereRerank,)
+            self._rerankers = (CohereRerank,)
+        return self._rerankers
+
+    def to_dataset(self, *, unmarked: bool = True, reranker_scores: bool = True) -> RerankDataset:
+        """Return the traffic as a dataset: Cohere's scores are a teacher's, marked or not.
+
+        See `RerankHandler.to_dataset`.
+        """
+        return super().to_dataset(unmarked=unmarked, reranker_scores=reranker_scores)

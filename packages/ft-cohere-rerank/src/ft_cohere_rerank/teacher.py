@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +31,9 @@ from ft_cohere_rerank.client import (
 )
 from ft_cohere_rerank.dataset import estimate_tokens
 from ft_core.datasets.rerank import RerankDataset
-from ft_core.errors import ArgumentError, ArtifactError, GenerationError
-from ft_core.files import Journal, content_hash
+from ft_core.errors import ArgumentError, GenerationError
+from ft_core.files import content_hash
+from ft_core.generation.journal import AnswerJournal
 from ft_core.generation.runner import for_each, run
 from ft_core.retries import pause_after
 
@@ -155,8 +157,8 @@ class CohereRerankTeacher:
             output_path: that of `score`: what its journal holds is not counted.
         """
         dataset = RerankDataset.coerce(dataset)
-        done = {} if output_path is None else _ScoreJournal(Path(output_path)).scores
-        return self._cost(dataset, _missing(self._batches(dataset), done))
+        journal = None if output_path is None else AnswerJournal(Path(output_path), RerankDataset)
+        return self._cost(dataset, _missing(self._batches(dataset), journal))
 
     def score(self, dataset: Any, output_path: Path | str) -> RerankDataset:
         """Return the dataset with a `teacher_score` at every document, and write it.
@@ -169,25 +171,25 @@ class CohereRerankTeacher:
             output_path: the JSON Lines file to write, whole or not at all.
 
         Raises:
-            ArgumentError: the output is a file that this did not write, or the estimate is
-                above `max_search_units`; nothing was sent.
-            GenerationError: the service refuses, cannot be reached, or answers what does not
-                fit the documents; the answers so far are kept.
+            ArgumentError: the estimate is above `max_search_units`; nothing was sent.
+            GenerationError: the output is a file that this did not write, and nothing was sent;
+                or the service refuses, cannot be reached, or answers what does not fit the
+                documents, and the answers so far are kept.
         """
         return run(self.ascore(dataset, output_path))
 
     async def ascore(self, dataset: Any, output_path: Path | str) -> RerankDataset:
         """Do as `score` does, from asynchronous code."""
-        dataset, output = RerankDataset.coerce(dataset), Path(output_path)
-        journal = _ScoreJournal(output)
-        journal.check_output()
+        dataset = RerankDataset.coerce(dataset)
+        journal = AnswerJournal(Path(output_path), RerankDataset)
         batches = [*self._batches(dataset)]
-        missing = _missing(batches, journal.scores)
+        journal.check_output({text for batch in batches for text in batch.texts})
+        missing = _missing(batches, journal)
         cost = self._cost(dataset, missing)
         self._announce(cost)
         if missing:
             await self._ask_all(missing, journal)
-        scored = self._joined(dataset, batches, journal.scores)
+        scored = self._joined(dataset, batches, journal)
         journal.save(scored)
         return scored
 
@@ -233,11 +235,11 @@ class CohereRerankTeacher:
                 yield _Batch(key, number, start, example.query, part)
 
     def _joined(
-        self, dataset: RerankDataset, batches: list[_Batch], scores: dict[str, list[float]]
+        self, dataset: RerankDataset, batches: list[_Batch], journal: AnswerJournal
     ) -> RerankDataset:
         by_example: list[list[float]] = [[] for _ in dataset.examples]
         for batch in batches:
-            by_example[batch.example] += scores[batch.key]
+            by_example[batch.example] += _kept_scores(journal, batch)
         return RerankDataset(
             examples=[
                 example.model_copy(
@@ -255,7 +257,7 @@ class CohereRerankTeacher:
 
     # The calls
 
-    async def _ask_all(self, batches: list[_Batch], journal: _ScoreJournal) -> None:
+    async def _ask_all(self, batches: list[_Batch], journal: AnswerJournal) -> None:
         client = self._client or self._make_client()
         asking = _Asking(self, client)
         refused: list[tuple[_Batch, str]] = []
@@ -269,7 +271,7 @@ class CohereRerankTeacher:
                 except _RefusedError as error:  # the others may well be answered
                     refused.append((batch, str(error)))
                 else:
-                    journal.put(batch.key, scores)
+                    journal.put(batch.key, [], json.dumps(scores))
                 bar.update()
 
             try:
@@ -392,69 +394,16 @@ class _RateLimit:
             self._starts.append(time.monotonic())
 
 
-class _ScoreJournal:
-    """`<output>.journal.jsonl`: the answers as they arrive, and hashes of what was saved.
-
-    Raises:
-        ArtifactError: the file holds something else.
-    """
-
-    def __init__(self, output: Path) -> None:
-        self.output = output
-        self.path = output.with_name(output.name + ".journal.jsonl")
-        self.scores: dict[str, list[float]] = {}
-        self._saved: set[str] = set()
-        self._journal = Journal(self.path)
-        for record in self._journal.records():
-            if isinstance(record, dict) and isinstance(record.get("dataset"), str):
-                self._saved.add(record["dataset"])
-            elif isinstance(record, dict) and {"key", "scores"} <= record.keys():
-                self.scores[record["key"]] = record["scores"]
-            else:
-                raise ArtifactError(
-                    f"{self.path}: is not a journal of scores; move it away or choose another "
-                    "output_path"
-                )
-
-    def check_output(self) -> None:
-        """Refuse to replace a file that no `score` with this journal wrote."""
-        if not self.output.exists():
-            return
-        if self.output.is_dir():
-            raise ArgumentError("output_path", f"{self.output} is a folder; name a file in it")
-        advice = "move it away or choose another output_path"
-        if not self._saved:
-            raise ArgumentError("output_path", f"{self.output} exists; {advice}")
-        if RerankDataset.load(self.output).content_hash not in self._saved:
-            raise ArgumentError("output_path", f"{self.output} was changed since; {advice}")
-
-    def put(self, key: str, scores: list[float]) -> None:
-        """Keep an answer; it is on disk when this returns."""
-        self._append({"key": key, "scores": scores})
-        self.scores[key] = scores
-
-    def save(self, dataset: RerankDataset) -> None:
-        """Write the dataset whole."""
-        self._append({"dataset": dataset.content_hash})  # first: a kill leaves no unknown file
-        try:
-            dataset.save(self.output)
-        except OSError as error:
-            raise GenerationError(
-                f"{self.output}: cannot be saved: {error}; the scores are kept in {self.path}"
-            ) from None
-
-    def _append(self, record: dict[str, object]) -> None:
-        try:
-            self._journal.append(record)
-        except OSError as error:
-            raise GenerationError(
-                f"{self.path}: cannot be written: {error}; the scores before are kept"
-            ) from None
-
-
-def _missing(batches: Iterable[_Batch], done: Mapping[str, object]) -> list[_Batch]:
+def _missing(batches: Iterable[_Batch], journal: AnswerJournal | None) -> list[_Batch]:
     """Return what is to be asked; of two with the same query and documents one."""
-    return [*{batch.key: batch for batch in batches if batch.key not in done}.values()]
+    missing = {b.key: b for b in batches if journal is None or journal.get(b.key) is None}
+    return [*missing.values()]
+
+
+def _kept_scores(journal: AnswerJournal, batch: _Batch) -> list[float]:
+    """Return the journal's answer to a call."""
+    scores: list[float] = json.loads(journal.get(batch.key) or "[]")
+    return scores
 
 
 def _scores_of(answer: Any, count: int) -> list[float]:

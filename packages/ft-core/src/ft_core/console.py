@@ -27,6 +27,7 @@ prints to stdout goes to stderr, so that stdout holds exactly one document.
 from __future__ import annotations
 
 import json as jsonlib
+import logging
 import math
 import sys
 from collections.abc import Iterator, Mapping
@@ -74,6 +75,28 @@ def show(document: Any, text: RenderableType | None = None, *, json: bool = Fals
 def note(message: str) -> None:
     """Print a remark on stderr: what the command does, or a warning. Never a result."""
     typer.echo(message, err=True)
+
+
+@contextmanager
+def progress_notes() -> Iterator[None]:
+    """Print what engines log of their jobs as remarks, until the block ends."""
+    handler = _Notes(logging.INFO)
+    loggers = [logging.getLogger(name) for name in ("ft_core.jobs", "ft_core.sft")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
 
 
 @contextmanager

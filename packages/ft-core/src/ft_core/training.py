@@ -12,9 +12,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ft_core.errors import TrainingError, first_line
+from ft_core.errors import ArgumentError, TrainingError, first_line
 from ft_core.files import atomic_write
 
 if TYPE_CHECKING:
@@ -85,6 +85,84 @@ def writing(what: str, folder: Path, advice: str) -> Iterator[None]:
             f"{folder}: {what} cannot be written: {first_line(error)}; what was saved before is "
             f"as it was. Make room, and {advice}"
         ) from error
+
+
+def trainer_arguments(
+    settings: Any,
+    device: torch.device,
+    *,
+    steps: int,
+    output: Path,
+    batch_size: int,
+    metric: str | None = None,
+    evaluation_steps: int | None = None,
+    save_steps: int | None = None,
+    save_limit: int | None = None,
+    report_to: str | list[str] = "none",
+    show_progress: bool = True,
+) -> dict[str, Any]:
+    """Return the arguments that the `TrainingArguments` of sentence-transformers share.
+
+    Args:
+        settings: has `epochs`, `learning_rate`, `scheduler`, `warmup_ratio`, `weight_decay`,
+            `precision` ("auto" is bf16 where that is fast) and `seed`.
+        device: where the model is.
+        steps: of the whole run.
+        output: folder of the checkpoints.
+        batch_size: rows of a step.
+        metric: evaluate, and keep the checkpoint that is best by this; None does neither.
+        evaluation_steps: between two evaluations; None is once an epoch.
+        save_steps: between two checkpoints where nothing is evaluated; None is once an epoch.
+        save_limit: checkpoints that are kept; None keeps all.
+        report_to: any of transformers' trackers.
+        show_progress: draw a bar where standard error is a terminal.
+
+    Raises:
+        ArgumentError: there is no such scheduler.
+    """
+    from transformers import SchedulerType
+
+    schedulers = [each.value for each in SchedulerType]
+    if settings.scheduler not in schedulers:
+        raise ArgumentError(
+            "scheduler", f"is one of {', '.join(schedulers)}, not {settings.scheduler!r}"
+        )
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bf16" if has_fast_bf16(device) else "fp32"
+    evaluating = metric is not None
+    save_strategy = "epoch" if save_steps is None else "steps"
+    evaluation_strategy = "epoch" if evaluation_steps is None else "steps"
+    if evaluating:
+        # The best checkpoint can only be kept if there is one for every evaluation.
+        save_strategy = evaluation_strategy
+    return {
+        "output_dir": str(output),
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": batch_size,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.scheduler,
+        "warmup_steps": round(steps * settings.warmup_ratio),
+        "weight_decay": settings.weight_decay,
+        "seed": settings.seed,
+        "bf16": precision == "bf16",
+        "fp16": precision == "fp16",
+        "use_cpu": device.type == "cpu",
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": device.type == "cuda",
+        "logging_steps": max(1, steps // 20),
+        "logging_strategy": "no" if report_to == "none" else "steps",
+        "eval_strategy": evaluation_strategy if evaluating else "no",
+        "eval_steps": evaluation_steps,
+        "save_strategy": save_strategy,
+        "save_steps": (evaluation_steps if evaluating else save_steps) or 500,
+        "save_total_limit": save_limit,
+        "load_best_model_at_end": evaluating,
+        "metric_for_best_model": metric,
+        "greater_is_better": True if evaluating else None,
+        "report_to": report_to,
+        "disable_tqdm": not (show_progress and sys.stderr.isatty()),
+    }
 
 
 def prepare_checkpoints(folder: Path, fingerprint: str, *, resume: bool) -> str | None:

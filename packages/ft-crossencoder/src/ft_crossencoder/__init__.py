@@ -6,27 +6,30 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ft_core.datasets import RerankDataset
+    from ft_core.rerank_hook import RerankHandler
+    from ft_crossencoder.engine import CrossEncoderFinetuneEngine
     from ft_crossencoder.generation import (
         CrossEncoderFinetuningDatasetSample,
         generate_ce_fine_tuning_dataset,
         generate_synthetic_queries_over_documents,
     )
-    from ft_crossencoder.hook import RerankHandler
     from ft_crossencoder.reranker import FinetunedReranker, calibrate_threshold
     from ft_crossencoder.selector import CrossEncoderSelector
 
 _MODULES = {
+    "CrossEncoderFinetuneEngine": "ft_crossencoder.engine",
     "CrossEncoderFinetuningDatasetSample": "ft_crossencoder.generation",
     "CrossEncoderSelector": "ft_crossencoder.selector",
     "FinetunedReranker": "ft_crossencoder.reranker",
     "RerankDataset": "ft_core.datasets",
-    "RerankHandler": "ft_crossencoder.hook",
+    "RerankHandler": "ft_core.rerank_hook",
     "calibrate_threshold": "ft_crossencoder.reranker",
     "generate_ce_fine_tuning_dataset": "ft_crossencoder.generation",
     "generate_synthetic_queries_over_documents": "ft_crossencoder.generation",
 }
 
 __all__ = [
+    "CrossEncoderFinetuneEngine",
     "CrossEncoderFinetuningDatasetSample",
     "CrossEncoderSelector",
     "FinetunedReranker",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
@@ -11,17 +12,22 @@ from llama_index.core.callbacks import CBEventType, EventPayload
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
+from ft_core.artifacts import read_manifest
 from ft_core.datasets import RerankDataset
 from ft_core.errors import ArgumentError, DatasetError
-from ft_crossencoder.scoring import MAX_TOKENS, Backend, PairScorer, fused
+from ft_crossencoder.scoring import MAX_TOKENS, Backend, PairScorer, Precision, fused
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
+KIND = "cross-encoder"
+"""What `ft.json` calls the folders of `CrossEncoderFinetuneEngine`."""
 RETRIEVAL_SCORE = "retrieval_score"
 """The key in a node's metadata of the score that it came with."""
 RERANK_SCORE = "rerank_score"
 """The key of the cross-encoder's own score, where a node's score is a fusion of two."""
+
+_NOISE = 1e-5  # of a score, from batch to batch
 
 
 class FinetunedReranker(BaseNodePostprocessor):
@@ -44,8 +50,8 @@ class FinetunedReranker(BaseNodePostprocessor):
         keep_retrieval_score: write `retrieval_score` into the metadata of the nodes' copies.
         metadata_mode: which text of a node is read; `embed` has the metadata that its index
             embeds.
-        device, max_length, max_tokens, quantize, backend, trust_remote_code: see
-            `ft_crossencoder.scoring.PairScorer`.
+        device, max_length, passage_tokens, max_tokens, precision, quantize, backend,
+            trust_remote_code: see `ft_crossencoder.scoring.PairScorer`.
 
     Raises:
         ArgumentError: an argument cannot be used, or the model is no cross-encoder; when
@@ -74,7 +80,9 @@ class FinetunedReranker(BaseNodePostprocessor):
         metadata_mode: MetadataMode | str = MetadataMode.EMBED,
         device: str | None = None,
         max_length: int | None = None,
+        passage_tokens: int | None = None,
         max_tokens: int = MAX_TOKENS,
+        precision: Precision = "fp32",
         quantize: bool = False,
         backend: Backend = "torch",
         trust_remote_code: bool = False,
@@ -88,7 +96,9 @@ class FinetunedReranker(BaseNodePostprocessor):
             model,
             device=device,
             max_length=max_length,
+            passage_tokens=passage_tokens,
             max_tokens=max_tokens,
+            precision=precision,
             quantize=quantize,
             backend=backend,
             trust_remote_code=trust_remote_code,
@@ -103,6 +113,28 @@ class FinetunedReranker(BaseNodePostprocessor):
             **kwargs,
         )
         self._scorer = scorer
+
+    @classmethod
+    def load(
+        cls, folder: Path | str, top_n: int | None = None, **settings: Any
+    ) -> FinetunedReranker:
+        """Return the reranker that `CrossEncoderFinetuneEngine` trained into a folder.
+
+        Args:
+            folder: what was its `model_output_path`.
+            top_n: how many nodes to return; None returns all.
+            settings: arguments of the class in place of those that were saved.
+
+        Raises:
+            ArtifactError: the folder is missing, damaged, or of another kind.
+        """
+        saved = read_manifest(folder, KIND).settings
+        known = {
+            "retrieval_weight": saved.get("retrieval_weight", 0.0),
+            "passage_tokens": saved.get("passage_tokens") or None,
+            "max_length": saved.get("max_length"),
+        }
+        return cls(str(folder), top_n, **{**known, **settings})
 
     @classmethod
     def class_name(cls) -> str:
@@ -233,7 +265,8 @@ def calibrate_threshold(
 def _threshold(scores: list[float], shares: list[float], wanted: float) -> float:
     """Return a number between the lowest score to keep and the next below it.
 
-    Between, because a score differs in its last digits with what else is in its batch.
+    Between, because a score differs in its last digits with what else is in its batch; where
+    the next one is nearer than that, it is kept too.
     """
     ranked = sorted(zip(scores, shares, strict=True), reverse=True)
     total, lowest = 0.0, ranked[0][0]
@@ -243,7 +276,8 @@ def _threshold(scores: list[float], shares: list[float], wanted: float) -> float
         total += share
         lowest = score if share else lowest
     below = [score for score in scores if score < lowest]
-    return (lowest + max(below)) / 2 if below else lowest - 1e-4 * abs(lowest)
+    middle = (lowest + max(below)) / 2 if below else lowest
+    return min(middle, lowest - _NOISE * max(1.0, abs(lowest)))
 
 
 def _name(model: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,13 +26,13 @@ from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 from ft_core.datasets import EmbeddingQAFinetuneDataset
 from ft_core.errors import ArgumentError, TrainingError, first_line
 from ft_core.evaluation import Evaluation, evaluate_vectors
-from ft_core.extras import import_extra
 from ft_core.training import (
-    has_fast_bf16,
     prepare_checkpoints,
     quiet_unless_terminal,
+    trainer_arguments,
     writing,
 )
+from ft_core.weights import add_lora, freeze_lowest, merge_lora, set_dropout
 from ft_embeddings.batches import Collator, TrainingTexts
 from ft_embeddings.instructions import Instructions
 from ft_embeddings.losses import CachedMultiPositiveRankingLoss, MultiPositiveRankingLoss
@@ -130,11 +129,12 @@ def train(model: Any, texts: TrainingTexts, run: Run) -> None:
     before = copy.deepcopy(model.state_dict()) if settings.base_weight else None
     if settings.max_length is not None:
         own_length, model.max_seq_length = model.max_seq_length, settings.max_length
-    _set_dropout(model, settings.dropout)
+    encoder = getattr(model[0], "auto_model", None)
+    set_dropout(model, settings.dropout)
     if run.lora is None:
-        _freeze(model, settings.frozen_share)
+        freeze_lowest(model, encoder, settings.frozen_share)
     else:
-        _add_lora(model, run.lora)
+        add_lora(model, run.lora, task_type="FEATURE_EXTRACTION", extra="ft-embeddings[lora]")
 
     checkpoint = prepare_checkpoints(run.checkpoints, run.fingerprint, resume=run.resume)
     with quiet_unless_terminal(), writing("a checkpoint", run.checkpoints, _GO_ON):
@@ -146,7 +146,7 @@ def train(model: Any, texts: TrainingTexts, run: Run) -> None:
         )
 
     if run.lora is not None:
-        _merge_lora(model)
+        merge_lora(model, encoder)
     if before is not None:
         _blend(model, before, settings.base_weight)
     if settings.max_length is not None:
@@ -185,44 +185,23 @@ def _trainer(model: Any, texts: TrainingTexts, run: Run) -> Any:
             every_document=run.every_document,
             guide=_guide_vectors(model, texts, run) if run.loss == "gist" else None,
         )
-    precision = settings.precision
-    if precision == "auto":
-        precision = "bf16" if has_fast_bf16(model.device) else "fp32"
     evaluating = run.validation is not None
-    steps = max(1, -(-len(rows) // settings.batch_size) * settings.epochs)
-    save_strategy = "epoch" if run.save_steps is None else "steps"
-    evaluation_strategy = "epoch" if run.evaluation_steps is None else "steps"
-    if evaluating:
-        # The best checkpoint can only be kept if there is one for every evaluation.
-        save_strategy = evaluation_strategy
     arguments = SentenceTransformerTrainingArguments(
-        output_dir=str(run.checkpoints),
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.scheduler,
-        warmup_steps=round(steps * settings.warmup_ratio),
-        weight_decay=settings.weight_decay,
-        seed=settings.seed,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        use_cpu=model.device.type == "cpu",
+        **trainer_arguments(
+            settings,
+            model.device,
+            steps=max(1, -(-len(rows) // settings.batch_size) * settings.epochs),
+            output=run.checkpoints,
+            batch_size=settings.batch_size,
+            metric=run.metric if evaluating else None,
+            evaluation_steps=run.evaluation_steps,
+            save_steps=run.save_steps,
+            save_limit=run.save_limit,
+            report_to=run.report_to,
+            show_progress=run.show_progress,
+        ),
         prompts=_column_prompts(run.instructions) if custom else None,
         batch_sampler=BatchSamplers.NO_DUPLICATES if custom else BatchSamplers.BATCH_SAMPLER,
-        remove_unused_columns=False,
-        dataloader_pin_memory=model.device.type == "cuda",
-        logging_steps=max(1, steps // 20),
-        logging_strategy="no" if run.report_to == "none" else "steps",
-        eval_strategy=evaluation_strategy if evaluating else "no",
-        eval_steps=run.evaluation_steps,
-        save_strategy=save_strategy,
-        save_steps=(run.evaluation_steps if evaluating else run.save_steps) or 500,
-        save_total_limit=run.save_limit,
-        load_best_model_at_end=evaluating,
-        metric_for_best_model=run.metric if evaluating else None,
-        greater_is_better=True if evaluating else None,
-        report_to=run.report_to,
-        disable_tqdm=not (run.show_progress and sys.stderr.isatty()),
     )
     evaluator = None
     callbacks = []
@@ -312,50 +291,6 @@ def _pairs(texts: TrainingTexts, all_relevant: bool) -> Any:
 def _column_prompts(instructions: Instructions) -> dict[str, str] | None:
     prompts = {"anchor": instructions.query, "positive": instructions.text}
     return {column: prompt for column, prompt in prompts.items() if prompt} or None
-
-
-def _set_dropout(model: Any, probability: float) -> None:
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = probability
-
-
-def _freeze(model: Any, share: float) -> None:
-    """Freeze the token embeddings and the lowest share of the encoder's layers."""
-    encoder = getattr(model[0], "auto_model", None)
-    stacks = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
-    if encoder is None or not stacks or not share:
-        return
-    layers = max(stacks, key=len)
-    encoder.get_input_embeddings().requires_grad_(False)
-    getattr(encoder, "embeddings", torch.nn.Identity()).requires_grad_(False)
-    for layer in layers[: int(len(layers) * share)]:
-        layer.requires_grad_(False)
-
-
-def _add_lora(model: Any, options: Mapping[str, Any]) -> None:
-    peft = import_extra("peft", "ft-embeddings[lora]")
-    defaults = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-    config = peft.LoraConfig(task_type="FEATURE_EXTRACTION", **{**defaults, **options})
-    model.add_adapter(config)
-
-
-def _merge_lora(model: Any) -> None:
-    """Add the low-rank updates to the weights they belong to, and take the adapters out.
-
-    The saved folder is then an ordinary model that needs no peft.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge(safe_merge=True)
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, module.get_base_layer())
-    encoder = model[0].auto_model
-    encoder._hf_peft_config_loaded = False
-    if hasattr(encoder, "peft_config"):
-        del encoder.peft_config
 
 
 def _blend(model: Any, before: Mapping[str, Any], share: float) -> None:

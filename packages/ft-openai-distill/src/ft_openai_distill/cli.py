@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ft_core.console import JsonOption, note, show
+from ft_core.console import JsonOption, progress_notes, show
 from ft_core.llms import SPEC_HELP
 
 if TYPE_CHECKING:
@@ -93,7 +90,7 @@ def train(
         device=device,
         **given,
     )
-    with _progress_notes():
+    with progress_notes():
         job = engine.finetune(wait=wait)
     metrics = job.raw.metrics if job.model else {}
     show(_document(job) | {"metrics": metrics}, _lines(_document(job) | metrics), json=json)
@@ -137,7 +134,7 @@ def submit(
         price_per_million=price,
         base_url=base_url,
     )
-    with _progress_notes():
+    with progress_notes():
         job = engine.finetune(wait=wait)
     show(_document(job), json=json)
 
@@ -213,25 +210,3 @@ def _lines(document: dict[str, Any]) -> str:
 def _document(job: Job) -> dict[str, Any]:
     found = {"job": job.id, "status": job.status.value, "model": job.model, "error": job.error}
     return {name: value for name, value in found.items() if value is not None}
-
-
-@contextmanager
-def _progress_notes() -> Iterator[None]:
-    """Show on stderr what the engines log of a job."""
-    handler = _Notes(logging.INFO)
-    loggers = [logging.getLogger(name) for name in ("ft_core.jobs", "ft_core.sft")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.removeHandler(handler)
-            logger.setLevel(level)
-
-
-class _Notes(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        note(record.getMessage())
