@@ -11,6 +11,7 @@ import pytest
 import tiktoken
 
 from ft_core.errors import ArgumentError, DatasetError
+from ft_core.openai_jobs import costs
 from ft_core.openai_jobs.costs import (
     Estimate,
     TokenCounter,
@@ -20,7 +21,6 @@ from ft_core.openai_jobs.costs import (
     estimate,
     longest_example,
 )
-from ft_core.openai_jobs import costs
 
 # A real encoding, of bytes alone: a text has as many tokens as UTF-8 bytes.
 BYTES = tiktoken.Encoding(

@@ -141,7 +141,7 @@ def _parser_class(base: Any) -> Any:
     `ARRAY[ARRAY[ARRAY[...` of twenty levels takes minutes (sqlglot 30.30).
     """
 
-    class Limited(base):  # type: ignore[misc]
+    class Limited(base):
         steps_left = 0
 
         def _advance(self, times: int = 1) -> None:
