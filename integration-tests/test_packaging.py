@@ -186,7 +186,9 @@ def test_a_student_is_trained_with_the_extra_for_it(
 
 
 @pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
-@pytest.mark.parametrize("pack", ["ft-core", "ft-embeddings", "ft-openai-distill", "ft-text2sql"])
+@pytest.mark.parametrize(
+    "pack", ["ft-core", "ft-embeddings", "ft-openai-distill", "ft-judge", "ft-text2sql"]
+)
 def test_a_pack_works_on_every_supported_python(
     pack: str, version: str, environment: Callable[..., Environment], tmp_path: Path
 ) -> None:

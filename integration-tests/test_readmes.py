@@ -1,7 +1,8 @@
 """What the READMEs tell a user to type works.
 
 The `python` blocks of a README run in order as one script, in an empty folder that holds
-`train.json` and `val.json`; for text-to-SQL it holds `train.jsonl`, `val.jsonl` and `shop.db`.
+`train.json` and `val.json`; for text-to-SQL it holds `train.jsonl`, `val.jsonl` and `shop.db`, and
+for judges what `judged_answers` writes.
 Three things differ from what is printed: the embedding model that has to come from a hub is
 replaced by the same model from a package, the language model and the cross-encoder by tiny
 untrained ones, and the address of a server by that of a small real one.
@@ -22,7 +23,8 @@ import model_assets
 import pytest
 import typer
 from cohere_platform import CoherePlatform
-from openai_platform import OpenAIPlatform
+from judged_answers import harbour_teacher, write_answers
+from openai_platform import OpenAIPlatform, extractive_teacher
 from openai_server import OpenAIServer, two_questions
 from text2sql_shop import shop_pairs, write_shop
 
@@ -89,8 +91,11 @@ def server(name: str) -> Iterator[tuple[str, str]]:
             yield COHERE_SERVER, cohere.base_url
             assert [model["status"] for model in cohere.models.values()] == ["STATUS_READY"]
             assert cohere.violations == []
-    elif "ft-openai-distill" in name:
-        with OpenAIPlatform(api_key="none", base_models={HOSTED_LLM: HOSTED_LLM}) as platform:
+    elif "ft-openai-distill" in name or "ft-judge" in name:
+        teacher = harbour_teacher if "ft-judge" in name else extractive_teacher
+        with OpenAIPlatform(
+            api_key="none", teacher=teacher, base_models={HOSTED_LLM: HOSTED_LLM}
+        ) as platform:
             yield LLM_SERVER, platform.base_url
             assert [job["status"] for job in platform.jobs.values()] == ["succeeded"]
             assert platform.violations == []
@@ -108,6 +113,8 @@ def test_the_python_blocks_run(name: str, tmp_path: Path) -> None:
     readme = READMES[name]
     if "ft-text2sql" in name:
         write_shop(tmp_path)
+    elif "ft-judge" in name:
+        write_answers(tmp_path)
     else:
         write_datasets(tmp_path, COHERE_QUERIES if "ft-cohere-rerank" in name else 32)
     script = tmp_path / f"{readme.parent.name}-{readme.stem}.py"

@@ -18,7 +18,14 @@ from rich.table import Table
 from ft_core import __version__, cli
 from ft_core.catalogue import PACKS
 from ft_core.console import note, only_json, progress_notes, show
-from ft_core.datasets import ChatDataset, EmbeddingQAFinetuneDataset, PreferenceDataset
+from ft_core.datasets import (
+    ChatDataset,
+    EmbeddingQAFinetuneDataset,
+    JudgeDataset,
+    JudgeExample,
+    PreferenceDataset,
+    Text2SQLDataset,
+)
 from ft_core.evaluation import Evaluation
 from ft_core.metrics import score_rankings
 
@@ -484,6 +491,134 @@ class TestDatasetCommands:
         for name in ("test", "dev"):
             self.run(capsys, "convert", source, tmp_path / "beir", "--beir-split", name)
         assert self.run(capsys, "stats", tmp_path / "beir", "--beir-split", "dev")["queries"] == 4
+
+
+def judged_pair(number: int, flipped: float = 1.0) -> JudgeExample:
+    return JudgeExample(
+        task="pairwise",
+        query=f"What moors boat {'abcdefgh'[number] * 4}?",
+        answer="A rope.",
+        second_answer="A wish.",
+        verdict=1.0,
+        flipped_verdict=flipped,
+    )
+
+
+class TestJudgements:
+    """The same commands on a teacher's verdicts."""
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> str:
+        pairs = [*map(judged_pair, range(5)), judged_pair(0), judged_pair(5, flipped=0.0)]
+        JudgeDataset(examples=pairs).save(tmp_path / "verdicts.jsonl")
+        return str(tmp_path / "verdicts.jsonl")
+
+    def run(self, capsys, *arguments: object) -> dict[str, object]:
+        assert cli.run(["dataset", *map(str, arguments), "--json"]) == 0
+        document: dict[str, object] = json.loads(capsys.readouterr().out)
+        return document
+
+    def test_stats(self, source: str, capsys) -> None:
+        found = self.run(capsys, "stats", source)
+        assert (found["examples"], found["pairs judged alike in both"]) == (7, 6)
+
+    def test_check_says_what_cannot_teach(self, source: str, capsys) -> None:
+        found = self.run(capsys, "check", source)
+        assert found["repeated examples"] == 1
+        assert found["the two orders disagree"] == 1
+        assert found["repeats merged into one"] == 1
+        assert found["examples of equal questions"] == [["1", "6"]]
+        assert cli.run(["dataset", "check", source]) == 0
+        assert "every example is right\nexamples: 7\n" in capsys.readouterr().out
+
+    def test_check_where_nothing_can_teach(self, tmp_path: Path, capsys) -> None:
+        file = tmp_path / "torn.jsonl"
+        JudgeDataset(examples=[judged_pair(0, flipped=0.0)]).save(file)
+        assert cli.run(["dataset", "check", str(file)]) == 0
+        assert "no judge can learn from this" in capsys.readouterr().err
+
+    def test_a_bad_verdict(self, tmp_path: Path, capsys) -> None:
+        line = '{"task": "pairwise", "query": "?", "answer": "a", "second_answer": "b", '
+        (tmp_path / "bad.jsonl").write_text(line + '"verdict": 0.7}\n')
+        assert cli.run(["dataset", "check", str(tmp_path / "bad.jsonl")]) == 1
+        assert "bad.jsonl: line 1, verdict: 0.7 is none of" in capsys.readouterr().err
+        (tmp_path / "bad.jsonl").write_text('{"query": "?", "answer": "a", "second_answer": "b"}')
+        assert cli.run(["dataset", "check", str(tmp_path / "bad.jsonl")]) == 1
+        assert "bad.jsonl: line 1, task: " in capsys.readouterr().err
+
+    def test_split_keeps_a_question_on_one_side(self, source: str, tmp_path: Path, capsys) -> None:
+        options = ("--fractions", "a=1, b=1", "--output-dir", tmp_path / "parts")
+        parts = self.run(capsys, "split", source, *options)
+        loaded = [JudgeDataset.load(tmp_path / "parts" / f"{name}.jsonl") for name in "ab"]
+        assert [part["examples"] for part in parts.values()] == list(map(len, loaded))
+        asked = [{example.query for example in part} for part in loaded]
+        assert not asked[0] & asked[1]
+        assert sum(map(len, loaded)) == 7
+
+    @pytest.mark.parametrize("option", [("--by", "document"), ("--corpus", "all"), ("--by", "sql")])
+    def test_what_judgements_lack(
+        self, source: str, tmp_path: Path, capsys, option: tuple[str, str]
+    ) -> None:
+        command = ["dataset", "split", source, "--output-dir", str(tmp_path / "parts"), *option]
+        assert cli.run(command) == 1
+        reason = "sql is for questions with SQL" if "sql" in option else "judgements split by query"
+        assert reason in capsys.readouterr().err
+        assert not (tmp_path / "parts").exists()
+
+    def test_there_is_nothing_to_convert_to(self, source: str, tmp_path: Path, capsys) -> None:
+        for target in ("new.jsonl", "new.json", "new"):
+            assert cli.run(["dataset", "convert", source, str(tmp_path / target)]) == 1
+            assert "holds judgements: there is no other format" in capsys.readouterr().err
+            assert not (tmp_path / target).exists()
+
+
+class TestQuestionsWithSQL:
+    """The same commands on text-to-SQL pairs."""
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> str:
+        towns = ["Arlow", "Brennick", "Cawdry"]
+        pairs = [
+            (f"Who lives in {t}?", f"SELECT name FROM people WHERE town = '{t}'") for t in towns
+        ]
+        pairs += [("How many people are there?", "SELECT count(*) FROM people")]
+        Text2SQLDataset(
+            examples=[{"question": q, "sql": sql, "database": "people"} for q, sql in pairs]
+        ).save(tmp_path / "pairs.jsonl")
+        return str(tmp_path / "pairs.jsonl")
+
+    def run(self, capsys, *arguments: object) -> dict[str, object]:
+        assert cli.run(["dataset", *map(str, arguments), "--json"]) == 0
+        document: dict[str, object] = json.loads(capsys.readouterr().out)
+        return document
+
+    def test_stats_and_check(self, source: str, tmp_path: Path, capsys) -> None:
+        found = self.run(capsys, "stats", source)
+        assert found["distinct SQL queries, literals apart"] == 2
+        assert self.run(capsys, "check", source)["repeated examples"] == 0
+        (tmp_path / "bad.jsonl").write_text('{"question": "Who?", "sql": "SELECT 1"}\n')
+        assert cli.run(["dataset", "check", str(tmp_path / "bad.jsonl")]) == 1
+        assert "bad.jsonl: line 1, context: is empty" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("by", [None, "query", "sql"])
+    def test_split(self, source: str, tmp_path: Path, capsys, by: str | None) -> None:
+        options = ["--fractions", "a=1, b=1", "--output-dir", tmp_path / "parts"]
+        options += [] if by is None else ["--by", by]
+        self.run(capsys, "split", source, *options)
+        a, b = (Text2SQLDataset.load(tmp_path / "parts" / f"{name}.jsonl") for name in "ab")
+        assert len(a) + len(b) == 4
+        shared = {e.anonymous_sql() for e in a} & {e.anonymous_sql() for e in b}
+        assert not shared or by != "sql"
+        if by == "sql":
+            assert sorted(map(len, (a, b))) == [1, 3]
+
+    def test_what_there_is_not(self, source: str, tmp_path: Path, capsys) -> None:
+        command = ["dataset", "split", source, "--output-dir", str(tmp_path / "parts")]
+        for option in (["--by", "document"], ["--by", "sql", "--corpus", "all"]):
+            assert cli.run([*command, *option]) == 1
+            assert "questions with SQL split by query" in capsys.readouterr().err
+        assert cli.run(["dataset", "convert", source, str(tmp_path / "new")]) == 1
+        assert "holds questions with SQL: there is no other format" in capsys.readouterr().err
 
 
 class TestConversations:

@@ -265,6 +265,14 @@ def test_a_failing_hook_harms_nothing(index, tmp_path):
     assert handler.failures["ArgumentError"] == 1
 
 
+def test_a_redaction_that_returns_no_text_writes_nothing(tmp_path):
+    handler = RerankHandler(tmp_path / "r.jsonl", redact=lambda text: None)
+    with handler.attach(OverlapRerank(top_n=2)) as attachment:
+        attachment.components[0].postprocess_nodes(nodes("fee"), query_str=QUERY)
+    assert handler.failures == {"ArgumentError": 1}
+    assert not handler.path.exists()
+
+
 def test_secrets_are_redacted(tmp_path):
     handler = RerankHandler(tmp_path / "r.jsonl", redact=lambda text: text.replace("late", "XXXX"))
     with handler.attach(OverlapRerank(top_n=2)) as attachment:

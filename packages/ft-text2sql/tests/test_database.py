@@ -570,6 +570,25 @@ def test_a_guarded_database_describes_its_tables(database: ReadOnlyDatabase) -> 
     assert guarded.run_sql('SELECT "select" FROM "Order Items"')[0] == "[('a',), ('b',)]"
 
 
+def test_a_long_chain_of_foreign_keys_is_described(tmp_path: Path) -> None:
+    """SQLAlchemy follows them by recursion, unless told otherwise; both ends of it are here."""
+    last = 199
+    with closing(sqlite3.connect(tmp_path / "chain.db")) as connection:
+        connection.execute(f"CREATE TABLE t{last} (id INTEGER PRIMARY KEY)")
+        for number in range(last):
+            refers = f"next INTEGER REFERENCES t{number + 1}(id)"
+            connection.execute(f"CREATE TABLE t{number} (id INTEGER PRIMARY KEY, {refers})")
+        connection.execute(f"INSERT INTO t{last} VALUES (7)")
+        connection.commit()
+    url = f"sqlite:///{tmp_path / 'chain.db'}"
+    guarded = ReadOnlyDatabase(url).as_sql_database()
+    assert len(list(guarded.get_usable_table_names())) == last + 1
+    assert "['next'] -> t4.['id']" in guarded.get_single_table_info("t3")
+    assert guarded.run_sql(f"SELECT id FROM t{last}")[0] == "[(7,)]"
+    some = ReadOnlyDatabase(url, tables=["t0", "t1"]).as_sql_database()
+    assert list(some.metadata_obj.tables) == ["t0", "t1"]
+
+
 def test_a_schema_of_a_sql_database_is_the_search_path(postgres_url: str) -> None:
     engine = create_engine(postgres_url)
     with engine.begin() as connection:

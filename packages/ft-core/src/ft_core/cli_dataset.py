@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from ft_core.datasets import (
         ChatDataset,
         EmbeddingQAFinetuneDataset,
+        JudgeDataset,
         PreferenceDataset,
         RerankDataset,
+        Text2SQLDataset,
     )
     from ft_core.generation import GenerationResult
 
-    Examples = ChatDataset | PreferenceDataset | RerankDataset
+    Examples = ChatDataset | PreferenceDataset | RerankDataset | JudgeDataset | Text2SQLDataset
     Dataset = EmbeddingQAFinetuneDataset | Examples
 
 dataset_app = typer.Typer(help="Make and look at datasets.", no_args_is_help=True)
@@ -38,7 +40,9 @@ SourceArgument = Annotated[
         metavar="SOURCE",
         help="Of questions and documents: a JSON file, a BEIR folder, or one that Hugging Face "
         "saved. Of conversations: a .jsonl file in OpenAI's chat or preference format. Of "
-        "queries with candidates: a .jsonl file of query and documents, to train a reranker.",
+        "queries with candidates: a .jsonl file of query and documents, to train a reranker. Of "
+        "judgements: a .jsonl file of task and answer, or a judge's journal. Of text-to-SQL: a "
+        ".jsonl file of question and sql.",
     ),
 ]
 BeirSplitOption = Annotated[
@@ -51,6 +55,7 @@ class SplitBy(str, Enum):
 
     query = "query"
     document = "document"
+    sql = "sql"
 
 
 class Corpus(str, Enum):
@@ -156,9 +161,8 @@ def check(
     limit = duplicates.DEFAULT_THRESHOLD if threshold is None else threshold
     dataset = _read(source, beir_split)
     counts, found = _remarks(dataset, limit)
-    right = "reference" if not _is_examples(dataset) else _parts_of(dataset)
     lines = [
-        f"{source}: every {right} is right",
+        f"{source}: every {_parts_of(dataset)} is right",
         *[f"{name}: {count}" for name, count in counts.items()],
         *[_counted(name, keys) for name, keys in found.items()],
     ]
@@ -174,12 +178,13 @@ def split(
     by: Annotated[
         SplitBy | None,
         typer.Option(
-            help="query: new questions about the same documents. document: unseen documents. "
-            "Default: document; query for a .jsonl file."
+            help="query: new questions about the same documents. document: unseen documents. sql: "
+            "new questions that ask for SQL which no other part has. Default: document; query for "
+            "a .jsonl file."
         ),
     ] = None,
     fractions: Annotated[
-        str, typer.Option(help="Each part's share of the queries or conversations.")
+        str, typer.Option(help="Each part's share of the queries or examples.")
     ] = "train=0.8,validation=0.2",
     corpus: Annotated[
         Corpus | None,
@@ -273,13 +278,24 @@ def _read(source: Path, beir_split: str) -> Dataset:
 
 def _kind(source: Path) -> type[Examples]:
     """Return what the first whole line of a file is an example of."""
-    from ft_core.datasets import ChatDataset, PreferenceDataset, RerankDataset
+    from ft_core.datasets import (
+        ChatDataset,
+        JudgeDataset,
+        PreferenceDataset,
+        RerankDataset,
+        Text2SQLDataset,
+    )
 
     fields = _first_fields(source)
     if "preferred_output" in fields:
         return PreferenceDataset
-    candidates = {"query", "documents"} & fields and "messages" not in fields
-    return RerankDataset if candidates else ChatDataset
+    if "messages" in fields:
+        return ChatDataset
+    if "second_answer" in fields or {"task", "answer"} <= fields:
+        return JudgeDataset
+    if "sql" in fields:
+        return Text2SQLDataset
+    return RerankDataset if {"query", "documents"} & fields else ChatDataset
 
 
 def _first_fields(source: Path) -> set[str]:
@@ -319,14 +335,48 @@ def _is_rerank(dataset: Dataset) -> TypeIs[RerankDataset]:
     return isinstance(dataset, RerankDataset)
 
 
-def _parts_of(dataset: Examples) -> str:
+def _is_judge(dataset: Dataset) -> TypeIs[JudgeDataset]:
+    from ft_core.datasets import JudgeDataset
+
+    return isinstance(dataset, JudgeDataset)
+
+
+def _is_text2sql(dataset: Dataset) -> TypeIs[Text2SQLDataset]:
+    from ft_core.datasets import Text2SQLDataset
+
+    return isinstance(dataset, Text2SQLDataset)
+
+
+def _parts_of(dataset: Dataset) -> str:
+    """Return what is checked one by one."""
+    if not _is_examples(dataset):
+        return "reference"
+    if _is_judge(dataset) or _is_text2sql(dataset):
+        return "example"
     return "document" if _is_rerank(dataset) else "message"
+
+
+def _name_of(dataset: Examples) -> str:
+    """Return what the examples are."""
+    if _is_judge(dataset):
+        return "judgements"
+    if _is_text2sql(dataset):
+        return "questions with SQL"
+    return "queries with candidates" if _is_rerank(dataset) else "conversations"
 
 
 def _convertible(
     source: Path, beir_split: str
 ) -> EmbeddingQAFinetuneDataset | ChatDataset | PreferenceDataset:
+    from ft_core.errors import ArgumentError
+
     dataset = _read(source, beir_split)
+    if _is_judge(dataset) or _is_text2sql(dataset):
+        raise ArgumentError(
+            "SOURCE",
+            f"{source} holds {_name_of(dataset)}: there is no other format for them; an engine "
+            "takes the file as it is",
+        )
     return dataset.to_embedding_qa() if _is_rerank(dataset) else dataset
 
 
@@ -347,6 +397,7 @@ def _remarks(
         counts = {
             **_counts(dataset),
             "repeated examples": len(dataset) - len(dataset.deduplicated()),
+            **_unteachable(dataset),
         }
         return counts, {
             **_unfit(dataset),
@@ -382,6 +433,19 @@ def _unfit(dataset: Examples) -> dict[str, list[str] | list[list[str]]]:
     }
 
 
+def _unteachable(dataset: Examples) -> dict[str, int]:
+    """Return reason to the number of judgements that no judge can learn from."""
+    from ft_core.errors import DatasetError
+
+    if not _is_judge(dataset):
+        return {}
+    try:
+        return dataset.consistency().dropped
+    except DatasetError as error:
+        note(f"Warning: no judge can learn from this: {error}")
+        return {}
+
+
 def _split(
     dataset: Dataset,
     shares: dict[str, float],
@@ -392,10 +456,16 @@ def _split(
     from ft_core.errors import ArgumentError
     from ft_core.splits import split_by_document, split_by_query
 
+    if by is SplitBy.sql:
+        if not _is_text2sql(dataset):
+            raise ArgumentError("--by", "sql is for questions with SQL")
+        if corpus is None:
+            return dataset.split_by_query(shares, seed)
     if _is_examples(dataset):
         if by is SplitBy.document or corpus is not None:
-            what = "queries with candidates" if _is_rerank(dataset) else "conversations"
-            raise ArgumentError("--by, --corpus", f"{what} split by query, without a corpus")
+            raise ArgumentError(
+                "--by, --corpus", f"{_name_of(dataset)} split by query, without a corpus"
+            )
         return dataset.split(shares, seed)
     function: Callable[..., dict[str, EmbeddingQAFinetuneDataset]] = (
         split_by_query if by is SplitBy.query else split_by_document

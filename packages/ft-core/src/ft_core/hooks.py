@@ -193,6 +193,20 @@ class Attachment:
         self.detach()
 
 
+def clean_text(text: str, redact: Callable[[str], str] | None) -> str:
+    """Return a text as a hook may write it: redacted, and such that a UTF-8 file can hold it.
+
+    Raises:
+        ArgumentError: `redact` returned something else than a text.
+    """
+    if redact is not None:
+        text = redact(text)
+        if not isinstance(text, str):
+            raise ArgumentError("redact", f"returned a {type(text).__name__}, not a string")
+    # Readers of PDF leave lone surrogates, which no UTF-8 file can hold.
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 def find_components(root: Any, kinds: tuple[type, ...]) -> list[Any]:
     """Return every object of these types inside `root`, nearest first.
 

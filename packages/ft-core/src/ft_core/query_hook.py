@@ -24,7 +24,7 @@ from typing_extensions import Self
 
 from ft_core.errors import ArgumentError, ArtifactError
 from ft_core.files import Journal
-from ft_core.hooks import Attachment, Call, Hook
+from ft_core.hooks import Attachment, Call, Hook, clean_text
 
 _MAX_TEXTS = 100_000
 _MAX_PRELOAD_BYTES = 64 * 2**20
@@ -134,10 +134,7 @@ class QueryHandler(Hook):
 
     def clean(self, text: str) -> str:
         """Return the text redacted, and such that a UTF-8 file can hold it."""
-        if self._redact is not None:
-            text = self._redact(text)
-        # Readers of PDF leave lone surrogates, which no UTF-8 file can hold.
-        return text if text.isascii() else text.encode("utf-8", "replace").decode()
+        return clean_text(text, self._redact)
 
     @property
     def last_query_id(self) -> str | None:

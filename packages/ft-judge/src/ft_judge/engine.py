@@ -194,7 +194,8 @@ class PairwiseJudgeFinetuneEngine(JudgeFinetuneEngine):
             be asked why. By default the verdict alone is learned, under a shorter prompt.
         val_data: judgements for the validation loss, in any form that `verdicts` takes.
         settings: of the kind: `ft_core.sft.LocalFinetuneEngine` with the fields of
-            `SFTSettings`, or `ft_core.openai_jobs.OpenAIFinetuneEngine`.
+            `SFTSettings`, `ft_core.openai_jobs.OpenAIFinetuneEngine`, or
+            `ft_judge.encoder.EncoderJudgeStudent` with the fields of `EncoderSettings`.
     """
 
     task: ClassVar[LLMTask] = "pairwise"
@@ -206,7 +207,8 @@ class PairwiseJudgeFinetuneEngine(JudgeFinetuneEngine):
 
         A local student that gives its verdict alone weighs all verdicts in place of writing one:
         its result has a `probability`, see `ft_judge.scored`; `scored=False` has it write. What a
-        student writes that is no verdict gives an invalid result, never a verdict.
+        student writes that is no verdict gives an invalid result, never a verdict. An encoder's
+        result has a `probability`, too, and the order of the answers cannot matter to it.
 
         Args:
             enforce_consensus: ask in both orders; where they disagree there is a tie, and a

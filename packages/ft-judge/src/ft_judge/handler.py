@@ -16,7 +16,7 @@ from typing_extensions import Self
 from ft_core.datasets import JudgeDataset, JudgeExample
 from ft_core.errors import ArgumentError, ArtifactError, DatasetError
 from ft_core.files import Journal
-from ft_core.hooks import Attachment, Call, Hook, find_components
+from ft_core.hooks import Attachment, Call, Hook, clean_text, find_components
 from ft_judge.evaluators import (
     EVALUATORS,
     LLM_METHODS,
@@ -245,13 +245,7 @@ class JudgeHandler(Hook):
             return {k: v if k in names else self._cleaned(v) for k, v in value.items()}
         if isinstance(value, list):
             return [self._cleaned(item) for item in value]
-        if not isinstance(value, str):
-            return value
-        if self._redact is not None:
-            value = self._redact(value)
-            if not isinstance(value, str):
-                raise ArgumentError("redact", f"returned a {type(value).__name__}, not a string")
-        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+        return clean_text(value, self._redact) if isinstance(value, str) else value
 
     # --- From the file -----------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from llama_index.core.prompts import ChatPromptTemplate
 
 logger = logging.getLogger(__name__)
+
+RecordT = TypeVar("RecordT", bound=BaseModel)
 
 RECORD = "judge"
 """Where, among the settings in `ft.json`, a `JudgeRecord` stands."""
@@ -110,7 +112,16 @@ class JudgeRecord(BaseModel):
 
 
 def record_in(manifest: Manifest, folder: Path | str) -> JudgeRecord:
-    """Return the record in a saved folder's `ft.json`.
+    """Return the record of an LLM in a saved folder's `ft.json`.
+
+    Raises:
+        ArtifactError: there is none, or it is damaged.
+    """
+    return saved_record(manifest, folder, JudgeRecord)
+
+
+def saved_record(manifest: Manifest, folder: Path | str, kind: type[RecordT]) -> RecordT:
+    """Return the record in a saved folder's `ft.json` as the class that it was made of.
 
     Raises:
         ArtifactError: there is none, or it is damaged.
@@ -122,7 +133,7 @@ def record_in(manifest: Manifest, folder: Path | str) -> JudgeRecord:
             "or check the path"
         )
     try:
-        return JudgeRecord.model_validate(found)
+        return kind.model_validate(found)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, (RECORD, *first["loc"])))

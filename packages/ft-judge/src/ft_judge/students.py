@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,21 +75,10 @@ def encoder_student() -> Any:
     once, as the order cannot matter to it, and `recipe.reasoning` is False. Its results carry
     `probability`, of pairs that the first answer is better, of correctness that the score is
     right (`ft_judge.judging.Judgement`).
-
-    Raises:
-        ArgumentError: this release has none.
     """
-    try:
-        module = importlib.import_module("ft_judge.encoder")
-    except ModuleNotFoundError as error:
-        if error.name != "ft_judge.encoder":
-            raise
-        raise ArgumentError(
-            "student",
-            "is an encoder, which this release cannot train to judge; name a causal language model "
-            "or a hosted model",
-        ) from None
-    return module.EncoderJudgeStudent
+    from ft_judge.encoder import EncoderJudgeStudent
+
+    return EncoderJudgeStudent
 
 
 def kind_of(student: str, settings: Mapping[str, Any]) -> Kind:

@@ -37,7 +37,7 @@ from pydantic import PrivateAttr
 from ft_core.datasets import ChatDataset, ChatExample
 from ft_core.errors import ArgumentError, ArtifactError, DatasetError
 from ft_core.files import Journal
-from ft_core.hooks import Attachment, Call, Hook, find_components
+from ft_core.hooks import Attachment, Call, Hook, clean_text, find_components
 from ft_openai_distill.calls import (
     COMPONENT_METHODS,
     LLM_METHODS,
@@ -331,12 +331,7 @@ class OpenAIFineTuningHandler(Hook, BaseCallbackHandler):
             self._journal.append(line)
 
     def _clean(self, text: str) -> str:
-        if self._redact is not None:
-            text = self._redact(text)
-            if not isinstance(text, str):
-                raise ArgumentError("redact", f"returned a {type(text).__name__}, not a string")
-        # Readers of PDF leave lone surrogates, which no UTF-8 file can hold.
-        return text if text.isascii() else text.encode("utf-8", "replace").decode()
+        return clean_text(text, self._redact)
 
     def _is_sampled(self, digest: bytes) -> bool:
         if self._sample >= 1:

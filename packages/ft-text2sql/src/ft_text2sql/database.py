@@ -154,12 +154,23 @@ class ReadOnlyDatabase:
     def _described(self) -> SQLDatabase:
         """Return a SQLDatabase that describes the tables of the allow-list."""
         from llama_index.core.utilities.sql_wrapper import SQLDatabase
+        from sqlalchemy import MetaData
 
         if self._original is not None:
             return self._original
+        metadata = MetaData()
         try:
+            # Each table by itself: from one to those that it refers to, and on, SQLAlchemy goes by
+            # recursion, which ends at a chain of a hundred or two.
+            metadata.reflect(
+                self._engine, self._schema, views=True, only=self.tables or None, resolve_fks=False
+            )
             return SQLDatabase(
-                self._engine, schema=self._schema, include_tables=self.tables, view_support=True
+                self._engine,
+                schema=self._schema,
+                metadata=metadata,
+                include_tables=self.tables,
+                view_support=True,
             )
         except Exception as error:
             raise DatabaseError(f"the tables cannot be read: {type(error).__name__}") from None

@@ -8,6 +8,7 @@ from llama_index.core.utilities.sql_wrapper import SQLDatabase
 
 from ft_core.errors import ArgumentError
 from ft_text2sql.database import ReadOnlyDatabase
+from ft_text2sql.results import QueryResult
 
 
 class GuardedSQLDatabase(SQLDatabase):
@@ -51,7 +52,13 @@ class GuardedSQLDatabase(SQLDatabase):
             SQLError: it may not run, or failed.
             DatabaseError: the database cannot be read.
         """
-        result = self.read_only.execute(command)
+        return self.shown(self.read_only.execute(command))
+
+    def shown(self, result: QueryResult) -> tuple[str, dict[str, Any]]:
+        """Return what `run_sql` does of a statement with this result, without running it again.
+
+        Long texts are cut to the `max_string_length` of the original.
+        """
         rows = [
             tuple(self.truncate_word(cell, length=self._max_string_length) for cell in row)
             for row in result.rows

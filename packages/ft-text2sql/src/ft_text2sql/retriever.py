@@ -278,16 +278,12 @@ class Text2SQLRetriever(NLSQLRetriever):
 
     def _nodes(self, sql: str, result: QueryResult) -> tuple[list[NodeWithScore], dict[str, Any]]:
         """Return the rows as LlamaIndex's SQLRetriever does, without running the SQL again."""
-        database = self._sql_database
-        rows = [
-            tuple(database.truncate_word(c, length=database._max_string_length) for c in row)
-            for row in result.rows
-        ]
-        metadata = {"result": rows, "col_keys": result.columns}
+        text, metadata = self._sql_database.shown(result)
         if not self._sql_retriever._return_raw:
-            return self._sql_retriever._format_node_results(rows, result.columns), metadata
+            nodes = self._sql_retriever._format_node_results(metadata["result"], result.columns)
+            return nodes, metadata
         node = TextNode(
-            text=str(rows),
+            text=text,
             metadata={"sql_query": sql, **metadata},
             excluded_embed_metadata_keys=_KEYS,
             excluded_llm_metadata_keys=_KEYS,

@@ -1,0 +1,154 @@
+"""What an encoder learns to judge from: texts to score, and what their scores should say."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ft_core.datasets import EmbeddingQAFinetuneDataset, JudgeDataset, JudgeExample
+from ft_core.datasets.duplicates import fold
+from ft_core.errors import DatasetError
+from ft_core.mining import mine_hard_negatives
+
+logger = logging.getLogger(__name__)
+
+Texts = tuple[str, str]
+"""The question, with the reference where there is one, and an answer: what is scored."""
+
+_MOST_GRADES = 9  # as many as there are halves from 1 to 5
+_MOST_NEIGHBOURS = 8
+
+
+@dataclass(frozen=True)
+class Row:
+    """One lesson."""
+
+    texts: tuple[Texts, ...]
+    """Both of a pair, or the one that is graded."""
+    target: float
+    """Of a pair, how far the first is better: 1, 0, or 0.5 for a tie. Else the place of the grade
+    among the grades."""
+
+
+def texts_of(query: str, reference: str | None, answer: str) -> Texts:
+    """Return what is scored: the same in training and in use."""
+    return (f"{query}\n\nReference: {reference}" if reference else query, answer)
+
+
+def pair_rows(data: JudgeDataset) -> list[Row]:
+    """Return each pair with its verdict; once, as the order cannot matter.
+
+    Raises:
+        DatasetError: there are only ties.
+    """
+    rows = []
+    for example in data:
+        assert example.verdict is not None
+        rows.append(Row(_both(example), example.verdict))
+    if all(row.target == 0.5 for row in rows):
+        raise DatasetError(
+            "every pair is a tie, and of ties nothing can be learned; have pairs judged of which "
+            "one answer is better"
+        )
+    return rows
+
+
+def grades_in(data: JudgeDataset) -> list[float]:
+    """Return the grades that answers can get, ascending: those of the data, or halves.
+
+    Raises:
+        DatasetError: all answers have the same.
+    """
+    grades = sorted({_score(example) for example in data})
+    if len(grades) > _MOST_GRADES:
+        logger.info("%d different scores are rounded to halves", len(grades))
+        grades = sorted({_rounded(grade) for grade in grades})
+    if len(grades) == 1:
+        raise DatasetError(
+            f"every answer has the score {grades[0]:g}, and nothing can be learned from that; have "
+            "better and worse ones judged"
+        )
+    return grades
+
+
+def grade_rows(data: JudgeDataset, grades: Sequence[float]) -> list[Row]:
+    """Return each answer with the place of the grade that is nearest to its score."""
+    return [
+        Row(
+            (texts_of(example.query, example.reference, example.answer),),
+            float(min(range(len(grades)), key=lambda at: abs(grades[at] - _score(example)))),
+        )
+        for example in data
+    ]
+
+
+def neighbour_rows(data: JudgeDataset, count: int, seed: int) -> list[Row]:
+    """Return pairs that need no verdict: an answer to a question, and one to a similar question.
+
+    That the first is the better one is what every judge knows, and a fresh head does not. Of each
+    answer the most similar questions (by BM25) come first; what asks the same in other words is
+    left out.
+
+    Args:
+        data: whose questions and answers are taken.
+        count: how many, at most.
+        seed: which of a similar question's answers are taken.
+    """
+    asked, answers = _answers(data)
+    total = sum(map(len, answers.values()))
+    if len(asked) < 2 or not total:
+        return []
+    ids = {key: query for key, (query, _) in asked.items()}
+    nearest = mine_hard_negatives(
+        EmbeddingQAFinetuneDataset(
+            queries=ids, corpus=ids, relevant_docs={key: [key] for key in ids}
+        ),
+        "bm25",
+        num_negatives=min(_MOST_NEIGHBOURS, -(-count // total)),
+        relative_margin=None,
+        show_progress=False,
+    )
+    rng = random.Random(seed)
+    rows = []
+    for place in range(_MOST_NEIGHBOURS):
+        for key, (query, reference) in asked.items():
+            others = answers[nearest[key][place]] if place < len(nearest[key]) else []
+            for answer in answers[key]:
+                other = rng.choice(others) if others else answer
+                if fold(other) != fold(answer):
+                    both = (texts_of(query, reference, text) for text in (answer, other))
+                    rows.append(Row(tuple(both), 1.0))
+    return rows[:count]
+
+
+def _answers(
+    data: JudgeDataset,
+) -> tuple[dict[str, tuple[str, str | None]], dict[str, list[str]]]:
+    """Return each question with its reference, and its answers that say something."""
+    keys: dict[tuple[str, str | None], str] = {}
+    answers: dict[str, list[str]] = {}
+    for example in data:
+        question = (example.query, example.reference)
+        key = keys.setdefault(question, f"q{len(keys)}")
+        there = answers.setdefault(key, [])
+        for answer in (example.answer, example.second_answer):
+            if answer and answer.strip() and answer not in there:
+                there.append(answer)
+    return {key: question for question, key in keys.items()}, answers
+
+
+def _both(example: JudgeExample) -> tuple[Texts, Texts]:
+    first, second = example.answer, example.second_answer or ""
+    query, reference = example.query, example.reference
+    return texts_of(query, reference, first), texts_of(query, reference, second)
+
+
+def _score(example: JudgeExample) -> float:
+    assert example.score is not None
+    return example.score
+
+
+def _rounded(score: float) -> float:
+    return round(2 * score) / 2
