@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ft_core.errors import ArgumentError, FTError, first_line
 from ft_core.extras import import_extra
+from ft_core.onednn import quick_products
 from ft_crossencoder.passages import split_passages
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class PairScorer:
 
         # For this call only: the model may be the app's own.
         cut = {"text": {"max_length": self.max_length, "truncation": True}}
-        with self._lock, self._autocast():
+        with self._lock, self._autocast(), quick_products(self.model.device):
             logits = self.model.predict(
                 pairs,
                 batch_size=len(pairs),
