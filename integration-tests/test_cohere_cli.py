@@ -13,9 +13,9 @@ import pytest
 from cohere_platform import TUNED, CoherePlatform, word_overlap
 from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.postprocessor.cohere_rerank import CohereRerank
+from testkit import Ran, ft
 
 from ft_cohere_rerank import CohereRerankerFile, CohereRerankHandler, teacher
-from ft_core.cli import main
 from ft_core.datasets import EmbeddingQAFinetuneDataset, RerankDataset
 
 RERANK = "POST /v2/rerank"
@@ -31,28 +31,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[CoherePlatform]:
     assert platform.violations == []
 
 
-class Ran:
-    """One run of `ft cohere ...`: its exit code and what it printed."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def document(self) -> dict[str, Any]:
-        assert self.code == 0, self.err
-        document: dict[str, Any] = json.loads(self.out)
-        return document
-
-
 @pytest.fixture
 def cohere(capsys: pytest.CaptureFixture[str], server: CoherePlatform) -> Callable[..., Ran]:
     def run(*arguments: str | Path) -> Ran:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(["cohere", *map(str, arguments), "--base-url", server.base_url])
-        shown = capsys.readouterr()
-        assert server.api_key not in shown.out + shown.err
-        return Ran(int(ended.value.code or 0), shown.out, shown.err)
+        ran = ft(capsys, "cohere", *arguments, "--base-url", server.base_url)
+        assert server.api_key not in ran.out + ran.err
+        return ran
 
     return run
 

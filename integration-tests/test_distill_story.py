@@ -14,7 +14,7 @@ from typing import Any
 
 import model_assets
 import pytest
-import torch
+import testkit
 from llama_index.core import PromptTemplate, VectorStoreIndex
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.llms import LLM
@@ -64,10 +64,8 @@ def question(ship: str) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine, a small model's threads only wait
-    yield
-    torch.set_num_threads(threads)
+    with testkit.one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

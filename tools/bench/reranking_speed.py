@@ -1,11 +1,11 @@
 """Pairs per second of `FinetunedReranker` and of LlamaIndex's `SentenceTransformerRerank`.
 
-    uv run python tools/bench/reranking_speed.py [--model FOLDER] [--nodes 200] [--repeats 5]
+    uv run python tools/bench/reranking_speed.py [--model FOLDER] [--nodes 20 50 200]
 
 Both rerank the same nodes of very different lengths (10 to 400 words of made-up text) with the
-same weights, in turn, in one process; reported are the medians, their ratio and how far the
-scores are apart. Without `--model` the weights are all-MiniLM-L6-v2's with an untrained head:
-what a model knows changes no speed.
+same weights, in turn, in one process; reported are, for each number of nodes, the medians, their
+ratio and how far the scores are apart. Without `--model` the weights are all-MiniLM-L6-v2's with
+an untrained head: what a model knows changes no speed.
 """
 
 from __future__ import annotations
@@ -33,18 +33,22 @@ QUERY = "what does a lost library card cost in the harbour market"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="folder of a cross-encoder")
-    parser.add_argument("--nodes", type=int, default=200)
+    parser.add_argument("--nodes", type=int, nargs="+", default=[20, 50, 200])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(options.model or untrained(folder), options.nodes, options.repeats)
+        model = options.model or untrained(folder)
+        results = [measure(model, count, options.repeats) for count in options.nodes]
     if options.json:
-        print(json.dumps(result, indent=2))
+        print(json.dumps(results, indent=2))
         return
-    for name, rate in result["pairs_per_second"].items():
-        print(f"{name:28} {rate:8.1f} pairs/s")
-    print(f"ratio {result['ratio']:.2f}, scores at most {result['score_difference']:.1e} apart")
+    for result in results:
+        print(f"{result['nodes']} nodes")
+        for name, rate in result["pairs_per_second"].items():
+            print(f"  {name:28} {rate:8.1f} pairs/s")
+        difference = result["score_difference"]
+        print(f"  ratio {result['ratio']:.2f}, scores at most {difference:.1e} apart")
 
 
 def measure(model: str, count: int, repeats: int) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from ft_adapter.adapters import LinearLayer, ResidualNN
 from ft_adapter.losses import Pairs, loss_of
 from ft_adapter.settings import TrainingSettings
 from ft_adapter.training import HeldOut, check_adapter, retrieved, select_epoch, trained
-from ft_adapter.vectors import Vectors, unit
+from ft_adapter.vectors import Vectors
+from ft_core.embedding import unit
 from ft_core.errors import ArgumentError, TrainingError
 
 CPU = torch.device("cpu")

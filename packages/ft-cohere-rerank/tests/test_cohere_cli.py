@@ -11,10 +11,10 @@ import model_assets
 import pytest
 from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import TextNode
+from testkit import ft
 
 from ft_cohere_rerank import cli
 from ft_cohere_rerank.dataset import CohereRerankerFile
-from ft_core.cli import main
 from ft_core.datasets import EmbeddingQAFinetuneDataset, RerankDataset
 
 TOWNS = [f"town{number}" for number in range(300)]
@@ -25,13 +25,8 @@ def cohere(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., 
     """Run `ft cohere ...`; return its document, or the error that it must end in."""
 
     def run(*arguments: str | Path, error: bool = False) -> Any:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(["cohere", *map(str, arguments), "--json"])
-        shown = capsys.readouterr()
-        assert bool(ended.value.code) is error, shown.err
-        document = json.loads(shown.out)
-        return document["error"]["message"] if error else document
+        ran = ft(capsys, "cohere", *arguments, "--json")
+        return ran.error if error else ran.document
 
     return run
 

@@ -2,19 +2,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
+import testkit
 
 
 @pytest.fixture(scope="session")
 def one_thread() -> Iterator[None]:
-    """Train tiny models in one thread, in other processes too: more only wait for each other."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
+    with testkit.one_thread():
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import model_assets
 import pytest
-import torch
+import testkit
 from llama_index.core.schema import NodeWithScore, TextNode
 from sentence_transformers import CrossEncoder
 from transformers import AutoModel, AutoTokenizer
@@ -195,10 +195,5 @@ def easy() -> tuple[RerankDataset, RerankDataset]:
 
 @pytest.fixture(scope="session")
 def one_thread() -> Iterator[None]:
-    """Train tiny models in one thread, in other processes too: more only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
+    with testkit.one_thread():
         yield
-    torch.set_num_threads(threads)

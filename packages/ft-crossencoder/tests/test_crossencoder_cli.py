@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import pytest
 from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import TextNode
+from testkit import ft
 
-from ft_core.cli import main
 from ft_crossencoder import data
 from ft_crossencoder.encoder import EncoderEmbedding
 
@@ -21,13 +20,8 @@ def crossencoder(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """Run `ft crossencoder ...`; return its document, or the error that it must end in."""
 
     def run(*arguments: str | Path, error: bool = False) -> Any:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(["crossencoder", *map(str, arguments), "--json"])
-        shown = capsys.readouterr()
-        assert bool(ended.value.code) is error, shown.err
-        document = json.loads(shown.out)
-        return document["error"]["message"] if error else document
+        ran = ft(capsys, "crossencoder", *arguments, "--json")
+        return ran.error if error else ran.document
 
     return run
 

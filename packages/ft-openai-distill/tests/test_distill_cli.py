@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,7 @@ import model_assets
 import pytest
 from openai_platform import OpenAIPlatform
 from platform_trainer import Step, TrainingRequest
-
-from ft_core.cli import main
+from testkit import Ran, ft
 
 MODEL = "gpt-4o-mini-2024-07-18"
 TOWNS = ["Arlow", "Brennick", "Cawdry", "Dunmere", "Esk", "Farleigh", "Gorse", "Hexwood", "Inch",
@@ -58,29 +58,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenAIPlatform]:
         yield server
 
 
-class Ran:
-    """One run of `ft distill ...`: its exit code and what it printed."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def document(self) -> dict[str, Any]:
-        assert self.code == 0, self.err
-        document: dict[str, Any] = json.loads(self.out)
-        return document
-
-
 @pytest.fixture
 def distill(capsys: pytest.CaptureFixture[str]) -> Any:
-    def run(*arguments: str | Path) -> Ran:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(["distill", *map(str, arguments)])
-        shown = capsys.readouterr()
-        return Ran(int(ended.value.code or 0), shown.out, shown.err)
-
-    return run
+    return partial(ft, capsys, "distill")
 
 
 def train(data: Path, tiny: str, output: Path, *more: str | Path) -> tuple[str | Path, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ft_core.datasets import EmbeddingQAFinetuneDataset
+from ft_core.embedding import unit
 from ft_core.errors import ArgumentError, DatasetError
 
 if TYPE_CHECKING:
@@ -112,12 +113,6 @@ def _vectors(
             f"{documents.shape[1]}; use the model that the documents were embedded with",
         )
     return Vectors(list(dataset.queries), document_ids, unit(queries), unit(documents), qrels)
-
-
-def unit(vectors: Matrix) -> Matrix:
-    """Return the rows divided by their length; a row of length 0 stays."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.where(lengths > 0, lengths, 1), dtype=np.float32)
 
 
 def _node_qrels(

@@ -33,12 +33,17 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from ft_core.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from ft_core.report import Report
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout instead of text.")
@@ -70,6 +75,34 @@ def show(document: Any, text: RenderableType | None = None, *, json: bool = Fals
         typer.echo(text)  # rich would wrap long paths and read [brackets] as markup
     else:
         Console().print(text)
+
+
+def check_html(html: Path | None, validation: Path | None) -> None:
+    """Check, before anything is trained, that there will be a report to write.
+
+    Raises:
+        ArgumentError: `--html` without `--validation`.
+    """
+    if html is not None and validation is None:
+        raise ArgumentError("--html", "needs --validation: there is nothing to report without it")
+
+
+def show_trained(model: Path, report: Report | None, *, html: Path | None, json: bool) -> None:
+    """Print where a model was saved and, if one was made, its report; also as a page.
+
+    Args:
+        model: the folder.
+        report: None without validation data.
+        html: file for the page.
+        json: the command's `--json`.
+    """
+    if report is None:
+        show({"model": model, "report": None}, f"model: {model}", json=json)
+        return
+    if html is not None:
+        report.save_html(html)
+    note(f"model: {model}")
+    show({"model": model, "report": report.to_dict()}, report, json=json)
 
 
 def note(message: str) -> None:

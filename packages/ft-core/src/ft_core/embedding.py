@@ -57,6 +57,12 @@ def embed_queries(
     return matrix
 
 
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the rows divided by their length; a row of length 0 stays."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.where(lengths > 0, lengths, 1), dtype=np.float32)
+
+
 def _checked(vector: Sequence[float], length: int, place: str) -> NDArray[np.float32]:
     values = np.asarray(vector, dtype=np.float32)
     if values.shape != (length,) or not length:

@@ -98,6 +98,10 @@ class Scores(BaseModel):
         values = self.values(metric)
         return math.fsum(values.values()) / len(values)
 
+    def means(self) -> dict[str, float]:
+        """Return metric to `mean`."""
+        return {metric: self.mean(metric) for metric in self.scores}
+
     def interval(
         self, metric: str, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
     ) -> Interval:

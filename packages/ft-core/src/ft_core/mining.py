@@ -20,7 +20,7 @@ import numpy as np
 
 from ft_core.datasets import EmbeddingQAFinetuneDataset
 from ft_core.datasets.duplicates import DEFAULT_THRESHOLD, fold, jaccard, shingles
-from ft_core.embedding import embed_corpus, embed_queries
+from ft_core.embedding import embed_corpus, embed_queries, unit
 from ft_core.errors import ArgumentError
 from ft_core.progress import progress
 from ft_core.search import exact_top_k
@@ -301,8 +301,8 @@ def _rank_by_embedding(
 ) -> Iterator[tuple[str, Ranking]]:
     documents, document_row = _distinct(dataset.corpus)
     queries, query_row = _distinct(dataset.queries)
-    corpus_vectors = _unit(embed_corpus(model, documents, show_progress))
-    query_vectors = _unit(embed_queries(model, queries, corpus_vectors.shape[1], show_progress))
+    corpus_vectors = unit(embed_corpus(model, documents, show_progress))
+    query_vectors = unit(embed_queries(model, queries, corpus_vectors.shape[1], show_progress))
     ids, asked = list(documents), list(dataset.queries)
     for start in range(0, len(asked), _QUERY_BLOCK):
         block = asked[start : start + _QUERY_BLOCK]
@@ -330,12 +330,6 @@ def _distinct(texts: dict[str, str]) -> tuple[dict[str, str], dict[str, int]]:
         {key: text for text, key in first.items()},
         {key: row[text] for key, text in texts.items()},
     )
-
-
-def _unit(vectors: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    vectors /= np.where(lengths > 0, lengths, 1)
-    return vectors
 
 
 def _rank_by_bm25(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ft_core.errors import TrainingError
 from ft_core.extras import import_extra
 
 
@@ -52,6 +53,26 @@ def add_lora(model: Any, options: Mapping[str, Any], *, task_type: str, extra: s
     peft = import_extra("peft", extra)
     defaults = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
     model.add_adapter(peft.LoraConfig(task_type=task_type, **{**defaults, **options}))
+
+
+def check_finite(model: Any, setting: str, value: float) -> None:
+    """Check that training has left every weight a number.
+
+    Args:
+        model: any torch module.
+        setting: the name of the learning rate's setting, for the error.
+        value: what it was.
+
+    Raises:
+        TrainingError: a weight is NaN or infinite.
+    """
+    import torch
+
+    if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
+        raise TrainingError(
+            f"the weights became NaN or infinite; lower {setting} (it was {value}) or set "
+            "precision='fp32'"
+        )
 
 
 def merge_lora(model: Any, encoder: Any) -> None:

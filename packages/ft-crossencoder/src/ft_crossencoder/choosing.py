@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ft_core.datasets import RerankDataset, RerankExample
 from ft_core.datasets.rerank import merge_repeats
-from ft_core.embedding import embed_corpus, embed_queries
+from ft_core.embedding import embed_corpus, embed_queries, unit
 from ft_core.progress import progress
 from ft_crossencoder.passages import split_passages, token_counts
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from ft_crossencoder.scoring import PairScorer
 
 Vectors = NDArray[np.float32]
-Choose = Callable[[str, Sequence[str]], list[int]]
-"""From a query and texts to how the passages of each compare: the place of the best."""
 
 _HEAD_QUERIES = 2000  # a head is learned from no more; a larger dataset teaches the labels better
 
@@ -82,9 +80,9 @@ class Embedded:
         self.passages = passages
         queries = {example.query: example.query for example in dataset}
         texts = {f"{place}: {text:.60}": text for place, text in enumerate(passages)}
-        self._texts = _unit(embed_corpus(model, texts, show_progress))
+        self._texts = unit(embed_corpus(model, texts, show_progress))
         length = self._texts.shape[1]
-        self._queries = _unit(embed_queries(model, queries, length, show_progress))
+        self._queries = unit(embed_queries(model, queries, length, show_progress))
         self._query_rows = {query: row for row, query in enumerate(queries)}
         self._text_rows = {passage: row for row, passage in enumerate(passages)}
 
@@ -95,12 +93,6 @@ class Embedded:
             texts = texts[[self._text_rows[passage] for passage in passages]]
         scores: Vectors = texts @ self._queries[self._query_rows[query]]
         return scores
-
-
-def _unit(vectors: Vectors) -> Vectors:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: Vectors = vectors / np.maximum(norms, 1e-12)
-    return unit
 
 
 def with_best_passages(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ft_core.console import JsonOption, note, show
+from ft_core.console import JsonOption, check_html, show, show_trained
 from ft_core.embed_models import SPEC_HELP, load_embed_model
 from ft_core.indices import load_index
 
@@ -16,13 +16,10 @@ if TYPE_CHECKING:
 
 crossencoder = typer.Typer(help="Train and evaluate rerankers.", no_args_is_help=True)
 
-RetrieverOption = Annotated[
-    str | None,
-    typer.Option(
-        help="What finds the candidates of an embedding QA dataset: bm25, or an embedding model: "
-        f"{SPEC_HELP}."
-    ),
-]
+_RETRIEVER_HELP = (
+    "What finds the candidates of an embedding QA dataset: bm25, or an embedding model: "
+    f"{SPEC_HELP}."
+)
 IndexOption = Annotated[
     Path | None,
     typer.Option(
@@ -44,7 +41,12 @@ def train(
     validation: Annotated[
         Path | None, typer.Option(help="Held-out dataset: reports retriever, base and tuned.")
     ] = None,
-    retriever: RetrieverOption = None,
+    retriever: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{_RETRIEVER_HELP} By default a plain encoder that is trained, else bm25."
+        ),
+    ] = None,
     index: IndexOption = None,
     top_k: TopKOption = 20,
     loss: Annotated[str | None, typer.Option(help="Loss by name.")] = None,
@@ -66,11 +68,9 @@ def train(
     json: JsonOption = False,
 ) -> None:
     """Fine-tune a cross-encoder on DATASET and save it to OUTPUT."""
-    from ft_core.errors import ArgumentError
     from ft_crossencoder.engine import CrossEncoderFinetuneEngine
 
-    if html is not None and validation is None:
-        raise ArgumentError("--html", "needs --validation: there is nothing to report without it")
+    check_html(html, validation)
     engine = CrossEncoderFinetuneEngine(
         dataset,
         model_id=model,
@@ -88,14 +88,7 @@ def train(
         seed=seed,
         resume_from_checkpoint=resume,
     )
-    report = engine.finetune()
-    if report is None:
-        show({"model": output, "report": None}, f"model: {output}", json=json)
-        return
-    if html is not None:
-        report.save_html(html)
-    note(f"model: {output}")
-    show({"model": output, "report": report.to_dict()}, report, json=json)
+    show_trained(output, engine.finetune(), html=html, json=json)
 
 
 @crossencoder.command(name="eval")
@@ -107,7 +100,9 @@ def evaluate(
         list[str],
         typer.Option("--model", help="Trained folder, or hub name of a cross-encoder; repeatable."),
     ],
-    retriever: RetrieverOption = None,
+    retriever: Annotated[
+        str | None, typer.Option(help=f"{_RETRIEVER_HELP} By default bm25.")
+    ] = None,
     index: IndexOption = None,
     top_k: TopKOption = 20,
     html: Annotated[Path | None, typer.Option(help="Write the report as a page.")] = None,

@@ -512,8 +512,7 @@ class CrossEncoderFinetuneEngine:
         training.train(model, rows, run)
 
     def _means(self, model: CrossEncoder, validation: RerankDataset) -> dict[str, float]:
-        evaluation = self._fit(model, validation, name="step").evaluation
-        return {metric: evaluation.mean(metric) for metric in evaluation.scores}
+        return self._fit(model, validation, name="step").evaluation.means()
 
     def _run(self, stage: str, fingerprint: str, *, loss: Any, head: bool = False) -> Run:
         from ft_crossencoder.training import Run
@@ -549,8 +548,8 @@ class CrossEncoderFinetuneEngine:
             logger.info("%s", report.verdict("tuned"))
         else:
             logger.warning(
-                "reranking did not help on validation: keep the retriever's order, or train on "
-                "more or cleaner data. %s",
+                "validation does not show that reranking helps: keep the retriever's order, or "
+                "train and validate on more or cleaner data. %s",
                 report.verdict("tuned"),
             )
         return report
@@ -571,10 +570,7 @@ class CrossEncoderFinetuneEngine:
 
         metrics: dict[str, Any] = {}
         if self.report is not None:
-            metrics = {
-                evaluation.name: {metric: evaluation.mean(metric) for metric in evaluation.scores}
-                for evaluation in self.report.runs
-            }
+            metrics = {evaluation.name: evaluation.means() for evaluation in self.report.runs}
         manifest = Manifest(
             kind=KIND,
             base_model=self.model_id,

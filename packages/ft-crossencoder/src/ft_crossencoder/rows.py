@@ -24,9 +24,10 @@ def training_rows(dataset: RerankDataset, loss: str, *, negatives: int, seed: in
     Args:
         dataset: with the numbers that the loss learns from.
         loss: one of `LOSSES`.
-        negatives: documents that are not relevant, for each relevant one, at random among
-            those that are labelled so. Of a teacher's scores all are learned, in groups of
-            so many and one.
+        negatives: documents that are not relevant, for each relevant one: at random among
+            those that are labelled so and, where these are fewer, among the documents of other
+            queries. Of a teacher's scores all are learned, in groups of so many and one; by a
+            loss of single pairs, all that is known.
         seed: the same seed takes the same ones.
 
     Returns:

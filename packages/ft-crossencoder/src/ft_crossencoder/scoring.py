@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ft_core.errors import ArgumentError, FTError, first_line
 from ft_core.extras import import_extra
+from ft_core.onednn import quick_products
 from ft_crossencoder.passages import split_passages
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ class PairScorer:
             one's score is the text's (MaxP, Dai and Callan 2019, arXiv:1905.09217). None, the
             default, reads the beginning of a text, as `CrossEncoder.predict` does.
         max_tokens: tokens in a batch, padding included. One pair is never split.
-        precision: "fp32", or "bf16", which is about twice as quick where the hardware
-            multiplies in it, and keeps three digits of a score.
+        precision: "fp32", or "bf16", which is quicker where the hardware multiplies in it, and
+            less exact.
         quantize: 8-bit weights in the linear layers (dynamic quantisation), on the CPU: less
             memory and, on most, quicker; the scores change a little. A model that was given as
             an object is copied.
@@ -174,7 +175,7 @@ class PairScorer:
 
         # For this call only: the model may be the app's own.
         cut = {"text": {"max_length": self.max_length, "truncation": True}}
-        with self._lock, self._autocast():
+        with self._lock, self._autocast(), quick_products(self.model.device):
             logits = self.model.predict(
                 pairs,
                 batch_size=len(pairs),
@@ -257,9 +258,12 @@ def _loaded(
             import_extra(module, "ft-crossencoder[onnx]")
     if isinstance(model, CrossEncoder):
         return model if device is None else model.to(device)
+    from ft_core.training import quiet_unless_terminal
+
     device = "cpu" if backend == "onnx" else device
     try:
-        return CrossEncoder(str(model), device=device, trust_remote_code=trust_remote_code)
+        with quiet_unless_terminal():
+            return CrossEncoder(str(model), device=device, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ArgumentError(
             "model", f"{model}: cannot be loaded as a cross-encoder: {first_line(error)}"

@@ -24,14 +24,14 @@ from sentence_transformers.cross_encoder import (
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
-from ft_core.errors import ArgumentError, TrainingError, first_line
+from ft_core.errors import ArgumentError, first_line
 from ft_core.training import (
     prepare_checkpoints,
     quiet_unless_terminal,
     trainer_arguments,
     writing,
 )
-from ft_core.weights import add_lora, freeze_lowest, merge_lora, set_dropout
+from ft_core.weights import add_lora, check_finite, freeze_lowest, merge_lora, set_dropout
 from ft_crossencoder.rows import Row
 from ft_crossencoder.scoring import window
 
@@ -171,12 +171,8 @@ def train(model: CrossEncoder, rows: Sequence[Row], run: Run) -> None:
     checkpoint = prepare_checkpoints(run.checkpoints, run.fingerprint, resume=run.resume)
     with quiet_unless_terminal(), writing("a checkpoint", run.checkpoints, _GO_ON):
         _trainer(model, rows, run).train(resume_from_checkpoint=checkpoint)
-    if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
-        rate = _rate(run)
-        raise TrainingError(
-            f"the weights became NaN or infinite; lower {rate} (it was "
-            f"{getattr(settings, rate)}) or set precision='fp32'"
-        )
+    rate = _rate(run)
+    check_finite(model, rate, getattr(settings, rate))
     if run.lora is not None:
         merge_lora(model, encoder)
     for parameter in model.parameters():

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ft_core.console import JsonOption, note, show
+from ft_core.console import JsonOption, check_html, note, show, show_trained
 
 demo = typer.Typer(
     help="Fine-tune an embedding model on a small corpus and prove the gain, start to finish."
@@ -89,11 +89,9 @@ def train(
     json: JsonOption = False,
 ) -> None:
     """Fine-tune MODEL on DATASET and save it to OUTPUT."""
-    from ft_core.errors import ArgumentError
     from ft_embeddings.engine import SentenceTransformersFinetuneEngine
 
-    if html is not None and validation is None:
-        raise ArgumentError("--html", "needs --validation: there is nothing to report without it")
+    check_html(html, validation)
     engine = SentenceTransformersFinetuneEngine(
         dataset,
         model_id=model,
@@ -109,14 +107,7 @@ def train(
         lora=lora,
         negatives=negatives,
     )
-    report = engine.finetune()
-    if report is None:
-        show({"model": output, "report": None}, f"model: {output}", json=json)
-        return
-    if html is not None:
-        report.save_html(html)
-    note(f"model: {output}")
-    show({"model": output, "report": report.to_dict()}, report, json=json)
+    show_trained(output, engine.finetune(), html=html, json=json)
 
 
 @embeddings.command(name="eval")

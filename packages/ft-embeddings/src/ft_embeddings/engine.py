@@ -317,8 +317,8 @@ class SentenceTransformersFinetuneEngine:
             logger.info("%s", report.verdict("tuned"))
         else:
             logger.warning(
-                "tuning did not help on validation: keep the base model, or train on more or "
-                "cleaner data. %s",
+                "validation does not show that tuning helps: keep the base model, or train and "
+                "validate on more or cleaner data. %s",
                 report.verdict("tuned"),
             )
         return report
@@ -346,10 +346,7 @@ class SentenceTransformersFinetuneEngine:
     def _save(self, model: Any, instructions: Instructions, hashes: dict[str, str]) -> None:
         metrics: dict[str, Any] = {}
         if self.report is not None:
-            metrics = {
-                evaluation.name: {metric: evaluation.mean(metric) for metric in evaluation.scores}
-                for evaluation in self.report.runs
-            }
+            metrics = {evaluation.name: evaluation.means() for evaluation in self.report.runs}
         from ft_embeddings import training
 
         manifest = Manifest(

@@ -24,7 +24,7 @@ from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 
 from ft_core.datasets import EmbeddingQAFinetuneDataset
-from ft_core.errors import ArgumentError, TrainingError, first_line
+from ft_core.errors import ArgumentError, first_line
 from ft_core.evaluation import Evaluation, evaluate_vectors
 from ft_core.training import (
     prepare_checkpoints,
@@ -32,7 +32,7 @@ from ft_core.training import (
     trainer_arguments,
     writing,
 )
-from ft_core.weights import add_lora, freeze_lowest, merge_lora, set_dropout
+from ft_core.weights import add_lora, check_finite, freeze_lowest, merge_lora, set_dropout
 from ft_embeddings.batches import Collator, TrainingTexts
 from ft_embeddings.instructions import Instructions
 from ft_embeddings.losses import CachedMultiPositiveRankingLoss, MultiPositiveRankingLoss
@@ -139,11 +139,7 @@ def train(model: Any, texts: TrainingTexts, run: Run) -> None:
     checkpoint = prepare_checkpoints(run.checkpoints, run.fingerprint, resume=run.resume)
     with quiet_unless_terminal(), writing("a checkpoint", run.checkpoints, _GO_ON):
         _trainer(model, texts, run).train(resume_from_checkpoint=checkpoint)
-    if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
-        raise TrainingError(
-            f"the weights became NaN or infinite; lower learning_rate (it was "
-            f"{settings.learning_rate}) or set precision='fp32'"
-        )
+    check_finite(model, "learning_rate", settings.learning_rate)
 
     if run.lora is not None:
         merge_lora(model, encoder)
@@ -240,7 +236,7 @@ class _ValidationEvaluator(BaseEvaluator):
     ) -> dict[str, float]:
         """Return metric name to mean."""
         evaluation = evaluate(model, self._dataset, self._instructions, name=f"step {steps}")
-        return {metric: evaluation.mean(metric) for metric in evaluation.scores}
+        return evaluation.means()
 
 
 def _loss(model: Any, run: Run) -> Any:
