@@ -1,4 +1,4 @@
-"""The training itself: TRL's `SFTTrainer` over sequences of which only the answers are learned."""
+"""The training itself: TRL's trainer over sequences of which only the answers are learned."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
-from trl import SFTConfig, SFTTrainer, pack_dataset
+from trl import SFTConfig, pack_dataset
 
 from ft_core.datasets.chat import ChatDataset
 from ft_core.errors import ArgumentError, TrainingError, first_line
@@ -32,6 +32,7 @@ from ft_core.sft.models import EXTRA, context_window, load_model, stop_at
 from ft_core.sft.processes import processes
 from ft_core.sft.rows import rows_of
 from ft_core.sft.settings import SFTSettings
+from ft_core.sft.trainer import AnswerTrainer
 from ft_core.training import has_fast_bf16, quiet_unless_terminal, writing
 
 _PROBE_TOKENS = 32
@@ -240,7 +241,7 @@ def _trainer(
     if evaluating and settings.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(settings.early_stopping_patience))
     with quiet_unless_terminal():
-        trainer = SFTTrainer(
+        trainer = AnswerTrainer(
             model=model,
             args=arguments,
             train_dataset=table,
