@@ -539,6 +539,8 @@ class Behaviour:
     """How long such a minute is."""
     max_documents: int = 10_000
     refuses_empty_documents: bool = False
+    foreign: Reply | None = None
+    """Answers every call, as a proxy or a server that speaks another API would."""
     spoil: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     """Changes a rerank answer after it was validated, as a server that only says that it is
     compatible might."""
@@ -639,6 +641,8 @@ class CoherePlatform(ContractServer):
     def respond(self, call: Call, record: Request) -> Reply:
         if self.behaviour.fine_tuning == "removed" and call.path.startswith(TUNED):
             return Reply(content=b"404 page not found", status=404, content_type="text/plain")
+        if self.behaviour.foreign is not None:
+            return self.behaviour.foreign
         reply = super().respond(call, record)
         spoil = self.behaviour.spoil
         if spoil and call.path.endswith("/rerank") and reply.status == 200 and reply.body:

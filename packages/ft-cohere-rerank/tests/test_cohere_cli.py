@@ -107,10 +107,12 @@ def test_export_what_is_judged(cohere: Callable[..., Any], tmp_path: Path) -> No
     assert (document["queries"], document["hard negatives"]) == (64, 64)
     none = cohere("export", source, "--output", output, "--validation", "--num-negatives", "0")
     assert none["hard negatives"] == 0
+    written = output.read_text()
     message = cohere("export", source, "--output", output, error=True)
-    assert message == f"{output}: has 64 different queries; Cohere takes no training file with " + (
+    assert message == f"{source}: has 64 different queries; Cohere takes no training file with " + (
         "fewer than 256: add 192"
     )
+    assert output.read_text() == written  # checked before anything is written
     assert cohere("export", source, "--output", output, "--no-check-limits")["queries"] == 64
     message = cohere("export", source, "--output", output, "--negatives", "bm25", error=True)
     assert "says itself what is not relevant" in message
@@ -126,6 +128,98 @@ def test_what_is_cut_is_told(cohere: Callable[..., Any], tmp_path: Path) -> None
     ).save(source)
     document = cohere("export", source, "--output", output)
     assert document["queries with a passage that is cut"] == [4]
+
+
+def test_what_is_cut_is_counted_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    source = tmp_path / "long.jsonl"
+    CohereRerankerFile(
+        examples=[{"query": town, "relevant_passages": ["word " * 600]} for town in TOWNS]
+    ).save(source)
+    ran = ft(capsys, "cohere", "export", source, "--output", tmp_path / "train.jsonl")
+    assert "300 (number 1, 2, 3, 4, 5, ...)" in " ".join(ran.out.split())
+    assert len(ran.out.splitlines()) < 10
+
+
+@pytest.mark.parametrize("name", ["train.json", "judged.jsonl"])
+def test_export_never_writes_over_what_it_reads(
+    cohere: Callable[..., Any], questions: Path, tmp_path: Path, name: str
+) -> None:
+    source, link = tmp_path / name, tmp_path / "link.jsonl"
+    if source != questions:
+        entries = [{"query": town, "relevant_passages": ["b"]} for town in TOWNS]
+        CohereRerankerFile(examples=entries).to_rerank().save(source)
+    link.symlink_to(source)
+    before = source.read_bytes()
+    for output in (source, tmp_path / ".." / tmp_path.name / name, link):
+        message = cohere("export", source, "--output", output, error=True)
+        assert message == f"--output: {output} is the file that is read; name another"
+    assert source.read_bytes() == before
+
+
+def test_export_replaces_what_it_wrote_and_nothing_else(
+    cohere: Callable[..., Any], questions: Path, tmp_path: Path
+) -> None:
+    output, files = tmp_path / "train.jsonl", []
+    given = ("export", questions, "--output", output)
+    for seed in ("0", "1"):
+        cohere(*given, "--seed", seed)
+        files.append(CohereRerankerFile.load(output))
+    assert files[0] != files[1]
+
+    edited = output.read_text().replace("where is town0?", "where was town0?")
+    output.write_text(edited)
+    assert "was changed after it was generated" in cohere(*given, error=True)
+    assert output.read_text() == edited
+
+    other = tmp_path / "mine.jsonl"
+    for dataset in (files[0], files[0].to_rerank()):
+        dataset.save(other)
+        before = other.read_bytes()
+        message = cohere("export", questions, "--output", other, error=True)
+        assert f"{other}: exists" in message
+        assert other.read_bytes() == before
+
+
+def test_export_without_negatives_says_so(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    source = tmp_path / "judged.jsonl"
+    RerankDataset(
+        examples=[
+            {"query": town, "documents": [{"text": "a", "label": 1}, {"text": "b"}]}
+            for town in TOWNS
+        ]
+    ).save(source)
+    ran = ft(capsys, "cohere", "export", source, "--output", tmp_path / "train.jsonl")
+    assert ran.code == 0
+    assert "no candidate is labelled 0, so there are no hard negatives" in ran.err
+    asked = ("--output", tmp_path / "none.jsonl", "--num-negatives", "0")
+    assert ft(capsys, "cohere", "export", source, *asked).err == ""
+
+
+def test_export_has_the_options_that_mining_advises(
+    cohere: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, towns = tmp_path / "train.json", TOWNS[:4]
+    EmbeddingQAFinetuneDataset(
+        queries={f"q-{town}": f"is {town} in the north?" for town in towns},
+        # The answer comes three times: what is most like it is no negative.
+        corpus={f"{town}{end}": f"{town} is in the north{end}" for town in towns for end in ".!;"},
+        relevant_docs={f"q-{town}": [f"{town}."] for town in towns},
+    ).save(source)
+
+    def found(*options: str) -> int:
+        output = tmp_path / f"{'-'.join(options)}.jsonl"
+        given = ("--negatives", "bm25", "--num-negatives", "1", "--no-check-limits")
+        count = cohere("export", source, "--output", output, *given, *options)["hard negatives"]
+        return int(count)
+
+    assert found("--margin", "1") == 0
+    assert "a smaller margin or a larger range_max finds more" in caplog.text
+    assert found("--margin", "0", "--range-max", "2") == 0
+    assert found("--margin", "0") == 4
 
 
 @pytest.mark.parametrize("command", ["export", "score"])
@@ -160,5 +254,40 @@ def test_a_missing_key_is_told_first(
     CohereRerankerFile(examples=entries).save("train.jsonl")
     for name in ("COHERE_API_KEY", "CO_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    assert "set COHERE_API_KEY" in cohere(*arguments, error=True)
+    message = cohere(*arguments, error=True)
+    assert message == "the API key: is missing: set COHERE_API_KEY or CO_API_KEY"
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("score", "x.jsonl", "--output", "o", "--price", "-1"), "price_per_thousand: must be"),
+        (("score", "x.jsonl", "--output", "o", "--price", "nan"), "price_per_thousand: must be"),
+        (("score", "x.jsonl", "--output", "o", "--base-url", "nonsense"), "base_url: is no"),
+        (("score", "x.jsonl", "--output", "o", "--base-url", "http://h/v2"), "without /v2"),
+        (("train", "x.jsonl", "--name", " "), "model_name: is empty"),
+        (("train", "x.jsonl", "--base-url", "nonsense"), "base_url: is no address"),
+        (("job", "../../datasets"), "job_id: is the id"),
+        (("job", ""), "job_id: is the id"),
+        (("job", "."), "job_id: is the id"),
+        (("job", "some-id", "--base-url", "http://h/v1/"), "without /v1"),
+    ],
+)
+def test_bad_arguments_end_it_at_once(
+    cohere: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.setenv("COHERE_API_KEY", "key")
+    assert message in cohere(*arguments, error=True)
+
+
+def test_train_with_another_dataset_names_export(
+    cohere: Callable[..., Any], questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COHERE_API_KEY", "key")
+    message = cohere("train", questions, error=True)
+    assert message.startswith(f"{questions}: is an embedding QA dataset, not Cohere's training")
+    assert "`ft cohere export` makes one of it" in message

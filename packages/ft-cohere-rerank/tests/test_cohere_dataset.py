@@ -10,6 +10,7 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 
+from ft_cohere_rerank import dataset
 from ft_cohere_rerank.dataset import (
     CohereRerankerFile,
     CohereRerankerFinetuneDataset,
@@ -115,6 +116,14 @@ class TestFile:
         with pytest.raises(DatasetError, match=rf"t\.jsonl.*has {least - 1} different.*add 1"):
             repeated.check_limits(validation=validation, path="t.jsonl")
 
+    def test_too_large_a_file(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        size = sum(len(each.to_jsonl()) for each in many(256))
+        monkeypatch.setattr(dataset, "MAX_FILE_BYTES", size)
+        assert many(256).check_limits() == []
+        monkeypatch.setattr(dataset, "MAX_FILE_BYTES", size - 1)
+        with pytest.raises(DatasetError, match=f"has {size} bytes; Cohere takes {size - 1}"):
+            many(256).check_limits()
+
     def test_long_pairs_are_told(self, caplog: pytest.LogCaptureFixture) -> None:
         file = many(256)
         file.examples[4] = entry(4, hard_negatives=["word " * 510])
@@ -123,6 +132,23 @@ class TestFile:
         assert "the first is number 5" in caplog.text
         assert file.check_limits(count_tokens=lambda text: 1) == []
         assert estimate_tokens("A word, internationalization.") == 1 + 1 + 1 + 4 + 1
+
+    def test_scripts_without_spaces_are_a_token_a_character(self) -> None:
+        for text in ("漢字", "ひらカナ", "한국어", "ภาษาไทย", "ｶﾅ", "𠀀𠀁"):
+            assert estimate_tokens(text * 100) == len(text) * 100
+        assert estimate_tokens("the 漢字 word, 漢字s") == 1 + 2 + 1 + 1 + 2 + 1
+        file = many(256)
+        file.examples[4] = entry(4, hard_negatives=["漢字" * 300])
+        assert file.check_limits() == [5]
+
+    def test_another_dataset_is_named(self, tmp_path: Path) -> None:
+        path = tmp_path / "other"
+        qa().save(path)
+        with pytest.raises(DatasetError, match=r"is an embedding QA dataset.*`ft cohere export`"):
+            CohereRerankerFile.load(path)
+        many(2).to_rerank().save(path)
+        with pytest.raises(DatasetError, match="is a rerank dataset, not Cohere's training file"):
+            CohereRerankerFile.load(path)
 
     def test_from_rerank_takes_what_is_judged(self, caplog: pytest.LogCaptureFixture) -> None:
         def example(query: str, **labels: float | None) -> dict[str, Any]:
@@ -140,7 +166,7 @@ class TestFile:
         assert [e.content() for e in file] == [
             {"query": "q", "relevant_passages": ["a", "b"], "hard_negatives": ["d", "e"]}
         ]
-        assert "1 queries have no relevant document" in caplog.text
+        assert "left out 1 query without a relevant document" in caplog.text
         assert CohereRerankerFile.from_rerank(dataset, max_negatives=1).examples[
             0
         ].hard_negatives == ["d"]
@@ -169,6 +195,12 @@ class TestGenerate:
         assert CohereRerankerFile.load("train.jsonl") == file
         assert file.examples[0].relevant_passages == ["The apple is a fruit."]
         assert not any(e.hard_negatives for e in file)
+
+    def test_no_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        file = generate_cohere_reranker_finetuning_dataset(qa(), finetune_dataset_file_name=None)
+        assert len(file) == len(FRUIT)
+        assert list(tmp_path.iterdir()) == []
 
     def test_random(self, tmp_path: Path) -> None:
         first = self.generate(tmp_path, qa(), 3)

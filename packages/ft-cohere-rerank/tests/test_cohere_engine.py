@@ -19,6 +19,7 @@ from typing import Any
 import cohere
 import pytest
 from cohere_platform import TUNED, CoherePlatform
+from contract_server import Reply
 from llama_index.core.schema import NodeWithScore, TextNode
 
 from ft_cohere_rerank.dataset import CohereRerankerFile
@@ -293,9 +294,40 @@ def test_closed_fine_tuning_names_the_next_way(
     with pytest.raises(TrainingError) as caught:
         engine(server, str(data)).finetune()
     message = str(caught.value)
-    assert message.startswith("fine-tuning is closed to this account")
+    if how == "closed":
+        assert message.startswith("fine-tuning is closed to this account")
+    else:  # it may as well be another server's word for it
+        assert "does not speak Cohere's fine-tuning API (404: 404 page not found)" in message
+        assert "check base_url. If that is right, fine-tuning is closed there. Train" in message
+    assert ".." not in message
     assert f"`ft cohere score {data} --output scored.jsonl`, then (pip" in message
     assert "`ft crossencoder train scored.jsonl --output reranker`" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(b"<html>no such page</html>", "text/html"), (b'{"detail": "Not Found"}', "application/json")],
+)
+def test_a_proxy_is_not_taken_for_cohere(
+    server: CoherePlatform, data: Path, content: bytes, kind: str
+) -> None:
+    server.behaviour.foreign = Reply(content=content, status=404, content_type=kind)
+    with pytest.raises(TrainingError) as caught:
+        engine(server, data).finetune()
+    assert "does not speak Cohere's fine-tuning API (404: " in str(caught.value)
+    assert "closed to this account" not in str(caught.value)
+    assert "<html>" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{}", b"null", b'{"finetuned_model": {}}', b"<html>"])
+def test_an_answer_that_names_no_model(server: CoherePlatform, content: bytes) -> None:
+    kind = "text/html" if content == b"<html>" else "application/json"
+    server.behaviour.foreign = Reply(content=content, content_type=kind)
+    settings = {"base_url": server.base_url, "api_key": server.api_key}
+    found = CohereRerankerFinetuneEngine.from_job_id("some-id", **settings)
+    with pytest.raises(TrainingError, match=r"cannot look at the model .* does not speak Cohere's"):
+        found.get_current_job()
+    assert len(server.requests) == 1
 
 
 def test_the_servers_reason_for_a_dataset(server: CoherePlatform, tmp_path: Path) -> None:
@@ -336,6 +368,9 @@ def test_a_broken_line_is_named(server: CoherePlatform, data: Path) -> None:
         ({"hyperparameters": {"epochs": 2}}, "hyperparameters"),
         ({"hyperparameters": {"train_epochs": 0}}, "hyperparameters"),
         ({"max_retries": -1}, "max_retries"),
+        ({"timeout": 0}, "timeout"),
+        ({"model_name": ""}, "model_name"),
+        ({"base_url": "nonsense"}, "base_url"),
     ],
 )
 def test_bad_arguments(given: dict[str, Any], argument: str) -> None:

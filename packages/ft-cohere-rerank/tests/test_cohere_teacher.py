@@ -16,12 +16,14 @@ from typing import Any
 import cohere
 import pytest
 from cohere_platform import CoherePlatform, search_units, word_overlap
+from contract_server import Reply
 
 from ft_cohere_rerank import teacher as teacher_module
 from ft_cohere_rerank.dataset import CohereRerankerFile
 from ft_cohere_rerank.teacher import CohereRerankTeacher
 from ft_core.datasets.rerank import RerankDataset
 from ft_core.errors import ArgumentError, ArtifactError, DatasetError, GenerationError
+from ft_core.jobs import open_lock
 
 RERANK = "POST /v2/rerank"
 
@@ -203,6 +205,31 @@ def test_the_cost_before_anything_is_sent(
     assert asked.estimate(dataset, output).search_units == 0
 
 
+def test_one_of_each_is_said_as_one(server: CoherePlatform) -> None:
+    assert str(teacher(server).estimate(candidates(1, documents=1))) == (
+        "1 query, 1 document: 1 call, about 1 search unit"
+    )
+
+
+def test_texts_without_spaces_cost_what_they_are_long(server: CoherePlatform) -> None:
+    def units(text: str) -> int:
+        texts = [{"text": f"{n}{text}"} for n in range(100)]
+        return teacher(server).estimate([{"query": "q", "documents": texts}]).search_units
+
+    assert units("漢" * 600) == 2 * units("word") == 2
+
+
+def test_two_runs_do_not_pay_twice(server: CoherePlatform, output: Path) -> None:
+    lock = open_lock(output)
+    assert lock is not None
+    with pytest.raises(GenerationError, match=r"scored\.jsonl: another run is scoring into it"):
+        teacher(server).score(candidates(), output)
+    assert server.requests == []
+    os.close(lock)
+    teacher(server).score(candidates(), output)
+    teacher(server).score(candidates(), output)
+
+
 def test_more_than_allowed_is_not_started(server: CoherePlatform, output: Path) -> None:
     with pytest.raises(ArgumentError, match=r"max_search_units: is 11, .*about 12 search units"):
         teacher(server, max_search_units=11).score(candidates(), output)
@@ -216,7 +243,7 @@ def test_what_is_cut_is_said(
         examples=[{"query": "q", "documents": [{"text": "a b c d"}, {"text": "a"}]}]
     )
     teacher(server, max_tokens_per_doc=3).score(dataset, output)
-    assert "1 documents are, by an estimate, longer than 3 tokens" in caplog.text
+    assert "1 document is longer, by an estimate, than 3 tokens" in caplog.text
     assert server.requests[0].body["max_tokens_per_doc"] == 3
 
 
@@ -237,7 +264,18 @@ def test_a_file_of_somebody_else_is_not_replaced(server: CoherePlatform, output:
 
 
 @pytest.mark.parametrize(
-    "given", [{"num_workers": 0}, {"calls_per_minute": 0}, {"max_retries": -1}]
+    "given",
+    [
+        {"num_workers": 0},
+        {"calls_per_minute": 0},
+        {"max_retries": -1},
+        {"timeout": 0},
+        {"timeout": -1},
+        {"price_per_thousand": -1},
+        {"price_per_thousand": float("nan")},
+        {"base_url": "nonsense"},
+        {"client": cohere.ClientV2(api_key="key")},
+    ],
 )
 def test_bad_arguments(given: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError, match=next(iter(given))):
@@ -287,6 +325,7 @@ def test_an_answer_that_does_not_fit_is_asked_again_and_then_named(
     with pytest.raises(GenerationError, match=message) as caught:
         teacher(server, model="rerank-v4.0-pro").score(candidates(3), output)
     assert "3 of 3 calls failed; the first, of query 'Where is harbour" in str(caught.value)
+    assert "are kept in" in str(caught.value)  # those of the other model
 
 
 def test_any_order_and_repeats_are_read_right(server: CoherePlatform, output: Path) -> None:
@@ -313,6 +352,21 @@ def test_retry_after_is_heeded(server: CoherePlatform, output: Path) -> None:
     assert 1.0 <= time.monotonic() - start < 30
 
 
+def test_a_long_wait_is_told_once(
+    server: CoherePlatform,
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server.fail(429, on=RERANK)
+    teacher(server).score(candidates(1), output)
+    assert "trying again" not in caplog.text
+    monkeypatch.setattr(teacher_module, "_LONG_WAIT", 0.9)
+    server.fail(429, times=4, on=RERANK, retry_after=1)
+    teacher(server, num_workers=4).score(candidates(5), output)
+    assert caplog.text.count("too many API calls; trying again in 1 s") == 1
+
+
 def test_a_hanging_server_is_asked_again(server: CoherePlatform, output: Path) -> None:
     server.fail("hang", on=RERANK, seconds=3.0)
     scored = teacher(server, timeout=0.5).score(candidates(2), output)
@@ -322,8 +376,9 @@ def test_a_hanging_server_is_asked_again(server: CoherePlatform, output: Path) -
 def test_a_server_that_only_hangs_is_named(server: CoherePlatform, output: Path) -> None:
     server.fail("hang", times=9, on=RERANK, seconds=1.0)
     asked = teacher(server, timeout=0.2, max_retries=1, num_workers=1)
-    with pytest.raises(GenerationError, match=f"no answer by {server.base_url} .*call again"):
+    with pytest.raises(GenerationError, match=f"no answer by {server.base_url} .*call again") as e:
         asked.score(candidates(2), output)
+    assert "are kept" not in str(e.value)
     assert server.count(RERANK) == 2
 
 
@@ -340,7 +395,7 @@ def test_retries_end_and_keep_what_is_there(server: CoherePlatform, output: Path
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refusal_ends_it_at_once(server: CoherePlatform, output: Path, status: int) -> None:
     server.fail(status, times=99, on=RERANK)
-    with pytest.raises(GenerationError, match=rf"refuses \({status}\): .*check api_key"):
+    with pytest.raises(GenerationError, match=rf"refuses \({status}\): .*check the API key"):
         teacher(server, num_workers=1).score(candidates(), output)
     assert server.count(RERANK) == 1
 
@@ -360,6 +415,39 @@ def test_one_refused_call_does_not_stop_the_others(server: CoherePlatform, outpu
     assert not output.exists()
     assert scores(teacher(server).score(candidates(), output)) == expected(candidates())
     assert server.count(RERANK) == 13
+
+
+def test_no_answer_is_said_to_be_kept_where_none_is(server: CoherePlatform, output: Path) -> None:
+    server.fail(400, times=9, on=RERANK)
+    with pytest.raises(GenerationError, match=r"1 of 1 call failed; .*with 5 documents") as caught:
+        teacher(server).score(candidates(1), output)
+    assert "kept" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "content"),
+    [
+        (200, "application/json", b'[{"index": 0, "score": 0.5}]'),  # Text Embeddings Inference
+        (200, "application/json", b'{"results": ["a"]}'),
+        (200, "text/html", b"<html>"),
+        (404, "text/html", b"<html>"),
+    ],
+)
+def test_another_api_is_named_at_once(
+    server: CoherePlatform, output: Path, status: int, kind: str, content: bytes
+) -> None:
+    server.behaviour.foreign = Reply(content=content, status=status, content_type=kind)
+    with pytest.raises(GenerationError, match=r"is no rerank answer .*; check base_url") as caught:
+        teacher(server, num_workers=1).score(candidates(), output)
+    assert "<html>" not in str(caught.value)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("content", [b"{}", b"null", b'{"results": 3}'])
+def test_an_answer_without_results(server: CoherePlatform, output: Path, content: bytes) -> None:
+    server.behaviour.foreign = Reply(content=content, content_type="application/json")
+    with pytest.raises(GenerationError, match="answers 3 times what does not fit"):
+        teacher(server).score(candidates(1), output)
 
 
 def test_odd_texts(server: CoherePlatform, output: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ft_core.errors import ArtifactError, TrainingError
-from ft_core.jobs import Job, JobEngine, JobEvent, JobRecord, JobStatus, WaitTimeoutError
+from ft_core.jobs import Job, JobEngine, JobEvent, JobRecord, JobStatus, WaitTimeoutError, open_lock
 
 
 class FolderEngine(JobEngine):
@@ -364,6 +364,17 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
         assert entered.wait(10)
         thread.join()
     assert JobRecord(path).read("a") == {"held": True}
+
+
+def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "file.jsonl"
+    first = open_lock(path)
+    assert first is not None
+    assert open_lock(path, wait=False) is None
+    os.close(first)
+    second = open_lock(path, wait=False)
+    assert second is not None
+    os.close(second)
 
 
 def test_import_loads_no_client() -> None:

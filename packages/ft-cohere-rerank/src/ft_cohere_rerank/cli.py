@@ -19,6 +19,7 @@ from ft_core.indices import load_index
 if TYPE_CHECKING:
     from ft_cohere_rerank.dataset import CohereRerankerFile
     from ft_core.datasets import RerankDataset
+    from ft_core.generation.journal import AnswerJournal
     from ft_core.jobs import Job
 
 cohere = typer.Typer(
@@ -26,6 +27,10 @@ cohere = typer.Typer(
 )
 
 _NEGATIVES = 5  # as many as Cohere advises
+_NO_NEGATIVES = (
+    "no candidate is labelled 0, so there are no hard negatives; Cohere advises about five a "
+    "query: label some, or export questions and passages (.json) with --negatives"
+)
 
 EmbedModelOption = Annotated[str | None, typer.Option(help=f"Embedding model: {SPEC_HELP}.")]
 IndexOption = Annotated[
@@ -62,6 +67,13 @@ def export(
         int | None,
         typer.Option(help="Of a query, at most. Default: 5 of a .json, all of a .jsonl."),
     ] = None,
+    margin: Annotated[
+        float,
+        typer.Option(help="Leave out negatives that score within this fraction of an answer."),
+    ] = 0.05,
+    range_max: Annotated[
+        int, typer.Option(help="Look for negatives among so many of the best ranked.")
+    ] = 100,
     embed_model: EmbedModelOption = None,
     index: IndexOption = None,
     seed: Annotated[int, typer.Option(help="The same seed draws the same random ones.")] = 0,
@@ -73,19 +85,34 @@ def export(
     ] = True,
     json: JsonOption = False,
 ) -> None:
-    """Write DATASET as the file that Cohere trains rerankers on, and check it."""
+    """Check DATASET, and write it as the file that Cohere trains rerankers on.
+
+    Only a file that this command wrote is replaced; OUTPUT.journal.jsonl tells it.
+    """
+    from ft_cohere_rerank.dataset import CohereRerankerFile
+    from ft_core.generation.journal import AnswerJournal
+
+    _check_not_input(dataset, output)
+    journal = AnswerJournal(output, CohereRerankerFile)
     if dataset.suffix == ".jsonl":
-        file = _judged(dataset, output, negatives, num_negatives)
+        file = _judged(dataset, journal, negatives, num_negatives)
     else:
-        file = _mined(dataset, output, negatives, num_negatives, embed_model, index, seed)
-    cut = file.check_limits(validation=validation, path=output) if check_limits else []
-    document = {
+        file = _mined(
+            dataset, journal, negatives, num_negatives, margin, range_max, embed_model, index, seed
+        )
+    cut = file.check_limits(validation=validation, path=dataset) if check_limits else []
+    journal.save(file)
+    document: dict[str, Any] = {
         "output": output,
         "queries": len(file),
         "relevant passages": sum(len(entry.relevant_passages) for entry in file),
         "hard negatives": sum(len(entry.hard_negatives) for entry in file),
     }
-    show(document | ({"queries with a passage that is cut": cut} if cut else {}), json=json)
+    if cut:
+        first = ", ".join(map(str, cut[:5])) + (", ..." if cut[5:] else "")
+        shown = cut if json else f"{len(cut)} (number {first}); --json lists all"
+        document["queries with a passage that is cut"] = shown
+    show(document, json=json)
 
 
 @cohere.command()
@@ -222,10 +249,21 @@ def job(
 # What the files hold
 
 
+def _check_not_input(dataset: Path, output: Path) -> None:
+    """Refuse to write over what is read."""
+    from ft_core.errors import ArgumentError
+
+    if output.exists() and dataset.exists() and output.samefile(dataset):  # links, too
+        raise ArgumentError("--output", f"{output} is the file that is read; name another")
+
+
 def _judged(
-    dataset: Path, output: Path, negatives: Negatives | None, num_negatives: int | None
+    dataset: Path,
+    journal: AnswerJournal,
+    negatives: Negatives | None,
+    num_negatives: int | None,
 ) -> CohereRerankerFile:
-    """Write what is judged in queries with candidates."""
+    """Return what is judged in queries with candidates."""
     from ft_cohere_rerank.dataset import CohereRerankerFile
     from ft_core.errors import ArgumentError
 
@@ -233,33 +271,42 @@ def _judged(
         raise ArgumentError(
             "--negatives", f"are mined for a .json; {dataset} says itself what is not relevant"
         )
-    file = CohereRerankerFile.from_rerank(_read_candidates(dataset), max_negatives=num_negatives)
-    file.save(output)
+    candidates = _read_candidates(dataset)
+    journal.check_output({document.text for each in candidates for document in each.documents})
+    file = CohereRerankerFile.from_rerank(candidates, max_negatives=num_negatives)
+    if num_negatives != 0 and not any(entry.hard_negatives for entry in file):
+        note(_NO_NEGATIVES)
     return file
 
 
 def _mined(
     dataset: Path,
-    output: Path,
+    journal: AnswerJournal,
     negatives: Negatives | None,
     num_negatives: int | None,
+    margin: float,
+    range_max: int,
     embed_model: str | None,
     index: Path | None,
     seed: int,
 ) -> CohereRerankerFile:
-    """Write questions and passages, with negatives."""
+    """Return questions and passages, with negatives."""
     from ft_cohere_rerank.dataset import generate_cohere_reranker_finetuning_dataset
     from ft_core.datasets import EmbeddingQAFinetuneDataset
 
+    questions = EmbeddingQAFinetuneDataset.load(dataset)
+    journal.check_output(set(questions.corpus.values()))
     method = negatives or Negatives.random
     model = None if embed_model is None else load_embed_model(embed_model)
     # Its depth is no matter: whoever mines makes it as deep as is needed.
     retriever = None if index is None else load_index(index, model).as_retriever()
     return generate_cohere_reranker_finetuning_dataset(
-        EmbeddingQAFinetuneDataset.load(dataset),
+        questions,
         _NEGATIVES if num_negatives is None else num_negatives,
-        hard_negatives_gen_method=method.value,
-        finetune_dataset_file_name=output,
+        range_max,
+        method.value,
+        finetune_dataset_file_name=None,  # its limits are checked first
+        relative_margin=margin,
         embed_model=model,
         retriever=retriever,
         seed=seed,

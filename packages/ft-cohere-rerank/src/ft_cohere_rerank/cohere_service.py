@@ -13,8 +13,11 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from ft_cohere_rerank.client import (
+    NO_SUCH_CALL,
     ONCE,
     client_errors,
+    has_coheres_shape,
+    is_foreign,
     is_temporary,
     reason,
     server_of,
@@ -97,15 +100,14 @@ class CohereService(RetryingService):
     def dataset(self, dataset_id: str) -> Any:
         """Return the dataset as it stands; None where the server does not know it."""
         try:
-            answer = self._retried(
+            return self._retried(
                 f"look at the dataset {dataset_id}",
-                lambda: self._client.datasets.get(dataset_id, request_options=ONCE),
+                lambda: self._client.datasets.get(dataset_id, request_options=ONCE).dataset,
             )
         except TrainingError as error:
             if getattr(error.__cause__, "status_code", None) == 404:
                 return None
             raise
-        return answer.dataset
 
     def is_usable(self, dataset_id: str) -> bool:
         """Whether the dataset is still there, as Cohere keeps it for 30 days, and not refused."""
@@ -164,11 +166,13 @@ class CohereService(RetryingService):
 
     def job(self, job_id: str) -> Job | None:
         """Return the model as it stands; None where the server does not know it."""
+
+        def look() -> Job:
+            answer = self._client.finetuning.get_finetuned_model(job_id, request_options=ONCE)
+            return as_job(answer.finetuned_model)
+
         try:
-            answer = self._retried(
-                f"look at the model {job_id}",
-                lambda: self._client.finetuning.get_finetuned_model(job_id, request_options=ONCE),
-            )
+            return self._retried(f"look at the model {job_id}", look)
         except TrainingError as error:
             cause = error.__cause__
             # Where there is no such API at all, a 404 says nothing about the model.
@@ -177,7 +181,6 @@ class CohereService(RetryingService):
             ):
                 return None
             raise
-        return as_job(answer.finetuned_model)
 
     def jobs(self) -> list[Job]:
         """Return the account's fine-tuned models."""
@@ -247,6 +250,11 @@ class CohereService(RetryingService):
 
     def _translated(self, action: str, error: Exception) -> TrainingError:
         status, said = getattr(error, "status_code", None), self._redacted(reason(error))
+        if isinstance(error, TypeError | AttributeError):
+            return TrainingError(
+                f"cannot {action}: {self.server} does not speak Cohere's API ({said}); check "
+                "base_url"
+            )
         if status is None:
             kind = ServiceUnavailableError if is_temporary(error) else TrainingError
             return kind(f"cannot {action}: no answer by {self.server} ({said})")
@@ -254,20 +262,26 @@ class CohereService(RetryingService):
             return ServiceUnavailableError(
                 f"cannot {action}: {self.server} answers {status}: {said}"
             )
-        if _is_closed(action, status, said):
+        gone = action in _GONE and status in NO_SUCH_CALL
+        if _is_closed(status, said) or (gone and has_coheres_shape(error)):
             return TrainingError(
                 f"fine-tuning is closed to this account at {self.server}: {said}. "
                 f"{self._hint}".rstrip()
             )
+        if gone or is_foreign(error):
+            return TrainingError(
+                f"cannot {action}: {self.server} does not speak Cohere's fine-tuning API "
+                f"({status}: {said}); check base_url. If that is right, fine-tuning is closed "
+                f"there. {self._hint}".rstrip()
+            )
         return TrainingError(f"cannot {action}: {self.server} rejects it ({status}): {said}")
 
 
-def _is_closed(action: str, status: int, said: str) -> bool:
+def _is_closed(status: int, said: str) -> bool:
     """Whether the server says that this account may not fine-tune at all."""
-    if status not in (400, 403, 404, 405, 410, 501):
+    if status not in (400, 403, *NO_SUCH_CALL):
         return False
-    no_such_call = action in _GONE and status in (404, 405, 410, 501)
-    return no_such_call or "dataset type is invalid" in said or says_closed(said)
+    return "dataset type is invalid" in said or says_closed(said)
 
 
 def _all(call: Callable[..., Any], field: str, *arguments: str) -> list[Any]:
@@ -283,7 +297,13 @@ def _all(call: Callable[..., Any], field: str, *arguments: str) -> list[Any]:
 
 
 def as_job(model: Any) -> Job:
-    """Return the SDK's fine-tuned model as a job; rerank knows it as "<id>-ft"."""
+    """Return the SDK's fine-tuned model as a job; rerank knows it as "<id>-ft".
+
+    Raises:
+        AttributeError: it is no model, or has no id.
+    """
+    if not model.id:
+        raise AttributeError("id")
     status = _STATUSES.get(str(model.status), JobStatus.RUNNING)
     ready = status is JobStatus.SUCCEEDED
     return Job(

@@ -26,7 +26,9 @@ from ft_core.datasets.base import check_text
 from ft_core.datasets.examples import Example, ExampleDataset
 from ft_core.datasets.rerank import RerankDataset, RerankDocument, RerankExample
 from ft_core.errors import ArgumentError, DatasetError
+from ft_core.files import parse_json, read_text
 from ft_core.mining import mine_hard_negatives
+from ft_core.report.text import plural
 
 if TYPE_CHECKING:
     from llama_index.core.base.base_retriever import BaseRetriever
@@ -41,6 +43,14 @@ MIN_VALIDATION_QUERIES = 64
 MAX_PAIR_TOKENS = 510
 """Of query and passage together; Cohere cuts the passage."""
 MAX_FILE_BYTES = 1_500_000_000
+
+# Scripts of which a tokenizer takes about one token a character: Thai, Lao, Tibetan, Burmese,
+# Khmer, Hangul, kana, Han.
+_DENSE = (
+    "\u0e00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u318f\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff"
+)
+_PIECES = re.compile(rf"[{_DENSE}]|[^\W{_DENSE}]+|[^\w\s]")
 
 Method = Literal["random", "cosine_similarity", "bm25", "retriever"]
 
@@ -85,6 +95,15 @@ class CohereRerankerFinetuneDataset(Example):
         """Return the query."""
         return self.query
 
+    @property
+    def documents(self) -> list[RerankDocument]:
+        """The passages, labelled 1, and the hard negatives, labelled 0."""
+        return [
+            RerankDocument(text=text, label=label)
+            for label, texts in ((1, self.relevant_passages), (0, self.hard_negatives))
+            for text in dict.fromkeys(texts)
+        ]
+
     def content(self) -> dict[str, Any]:
         """Return all three fields: Cohere wants each, if only as an empty list."""
         return self.model_dump(mode="json")
@@ -102,6 +121,23 @@ class CohereRerankerFile(ExampleDataset[CohereRerankerFinetuneDataset]):
     """
 
     _example = CohereRerankerFinetuneDataset
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read and check a file; see `ExampleDataset.load`.
+
+        Raises:
+            DatasetError: also says so where it is another dataset, of which this can be made.
+        """
+        try:
+            return super().load(path)
+        except DatasetError:
+            if kind := _other_dataset(path):
+                raise DatasetError(
+                    f"is {kind}, not Cohere's training file; `ft cohere export` makes one of it",
+                    source=path,
+                ) from None
+            raise
 
     @classmethod
     def from_rerank(cls, dataset: Any, *, max_negatives: int | None = None) -> Self:
@@ -142,24 +178,16 @@ class CohereRerankerFile(ExampleDataset[CohereRerankerFinetuneDataset]):
         if not entries:
             raise DatasetError("no query has a document with a label of 0.5 or more")
         if left_out := len(judged) - len(entries):
-            logger.warning("%d queries have no relevant document and are left out", left_out)
+            logger.warning(
+                "left out %s without a relevant document", plural(left_out, "query", "queries")
+            )
         return cls(examples=entries)
 
     def to_rerank(self) -> RerankDataset:
         """Return the queries with their passages labelled 1 and their hard negatives 0."""
         return RerankDataset(
             examples=[
-                RerankExample(
-                    query=entry.query,
-                    documents=[
-                        RerankDocument(text=text, label=label)
-                        for label, texts in (
-                            (1, entry.relevant_passages),
-                            (0, entry.hard_negatives),
-                        )
-                        for text in dict.fromkeys(texts)
-                    ],
-                )
+                RerankExample(query=entry.query, documents=entry.documents)
                 for entry in self.examples
             ]
         )
@@ -175,7 +203,7 @@ class CohereRerankerFile(ExampleDataset[CohereRerankerFinetuneDataset]):
 
         Args:
             validation: it is the validation file.
-            path: the file, for the message, and to check its size.
+            path: the file, for the message.
             count_tokens: what counts as Cohere does; by default an estimate.
 
         Returns:
@@ -194,15 +222,16 @@ class CohereRerankerFile(ExampleDataset[CohereRerankerFinetuneDataset]):
                 f"add {least - queries}" + (" or give none" if validation else ""),
                 source=path,
             )
-        if path is not None and (size := Path(path).stat().st_size) > MAX_FILE_BYTES:
+        size = sum(len(entry.to_jsonl().encode()) for entry in self.examples)
+        if size > MAX_FILE_BYTES:
             raise DatasetError(f"has {size} bytes; Cohere takes {MAX_FILE_BYTES}", source=path)
         count = count_tokens or estimate_tokens
         cut = [number for number, entry in enumerate(self.examples, 1) if _too_long(entry, count)]
         if cut:
             logger.warning(
-                "%d of %d queries have a passage that Cohere cuts: with the query more than %d "
-                "tokens; the first is number %d",
-                len(cut),
+                "Cohere cuts a passage of %s of %d: with the query it has more than %d tokens; "
+                "the first is number %d",
+                plural(len(cut), "query", "queries"),
                 len(self),
                 MAX_PAIR_TOKENS,
                 cut[0],
@@ -211,8 +240,29 @@ class CohereRerankerFile(ExampleDataset[CohereRerankerFinetuneDataset]):
 
 
 def estimate_tokens(text: str) -> int:
-    """Return about how many tokens a text has: words and marks, long words in pieces."""
-    return sum(math.ceil(len(word) / 6) for word in re.findall(r"\w+|[^\w\s]", text))
+    """Return about how many tokens a text has: words and marks, long words in pieces.
+
+    In scripts without spaces between words, and in Hangul, each character counts as one.
+    """
+    return sum(math.ceil(len(piece) / 6) for piece in _PIECES.findall(text))
+
+
+def _other_dataset(path: Path | str) -> str | None:
+    """Say what a file that is no training file is, where `ft cohere export` can read it."""
+    try:
+        text = read_text(path)
+    except DatasetError:
+        return None
+    for part in (text, text.split("\n", 1)[0]):
+        try:
+            fields = parse_json(part)
+        except DatasetError:
+            continue
+        if isinstance(fields, dict) and {"queries", "corpus"} <= fields.keys():
+            return "an embedding QA dataset"
+        if isinstance(fields, dict) and {"query", "documents"} <= fields.keys():
+            return "a rerank dataset"
+    return None
 
 
 def _too_long(entry: CohereRerankerFinetuneDataset, count: Callable[[str], int]) -> bool:
@@ -225,7 +275,7 @@ def generate_cohere_reranker_finetuning_dataset(
     num_negatives: int = 0,
     top_k_dissimilar: int = 100,
     hard_negatives_gen_method: Method = "random",
-    finetune_dataset_file_name: Path | str = "train.jsonl",
+    finetune_dataset_file_name: Path | str | None = "train.jsonl",
     embed_model: BaseEmbedding | None = None,
     *,
     retriever: BaseRetriever | None = None,
@@ -233,7 +283,7 @@ def generate_cohere_reranker_finetuning_dataset(
     seed: int = 0,
     show_progress: bool = True,
 ) -> CohereRerankerFile:
-    """Write Cohere's training file from an embedding QA dataset, with negatives.
+    """Make Cohere's training file of an embedding QA dataset, with negatives, and write it.
 
     Args:
         query_context_pairs: the queries and the documents that answer them: all of a query's
@@ -243,7 +293,7 @@ def generate_cohere_reranker_finetuning_dataset(
             `ft_core.mining.mine_hard_negatives`.
         hard_negatives_gen_method: "random" documents of the corpus; "cosine_similarity", what
             `embed_model` ranks high; "bm25"; or "retriever", what the app's own one finds.
-        finetune_dataset_file_name: where to write; whole or not at all.
+        finetune_dataset_file_name: where to write, whole or not at all; None to write nothing.
         embed_model: for "cosine_similarity".
         retriever: for "retriever"; its node ids are the dataset's document ids.
         relative_margin: keeps probable answers out of the mined negatives; see there.
@@ -251,7 +301,7 @@ def generate_cohere_reranker_finetuning_dataset(
         show_progress: show bars on stderr where that is a terminal.
 
     Returns:
-        What was written.
+        The file's content.
 
     Raises:
         ArgumentError: a bad argument, or the model or retriever that the method needs is missing.
@@ -274,7 +324,8 @@ def generate_cohere_reranker_finetuning_dataset(
             show_progress=show_progress,
         )
     file = CohereRerankerFile(examples=_entries(dataset, negatives))
-    file.save(finetune_dataset_file_name)
+    if finetune_dataset_file_name is not None:
+        file.save(finetune_dataset_file_name)
     return file
 
 

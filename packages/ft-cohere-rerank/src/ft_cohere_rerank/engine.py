@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
-from ft_cohere_rerank.client import find_key, token_of, url_argument
+from ft_cohere_rerank.client import (
+    check_timeout,
+    check_url,
+    find_key,
+    token_of,
+    url_argument,
+)
 from ft_cohere_rerank.dataset import CohereRerankerFile
 from ft_core.datasets.rerank import RerankDataset
 from ft_core.errors import ArgumentError, TrainingError
@@ -36,6 +42,8 @@ HYPERPARAMETERS = (
     "early_stopping_threshold",
 )
 """What Cohere lets one set for a reranker."""
+
+_JOB_ID = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # what can stand in a path, as it is
 
 
 class CohereRerankerFinetuneEngine(JobEngine):
@@ -95,6 +103,10 @@ class CohereRerankerFinetuneEngine(JobEngine):
     ) -> None:
         super().__init__(show_progress=show_progress, poll_seconds=poll_seconds, sleep=sleep)
         _check_settings(model_type, base_model, hyperparameters or {}, max_retries)
+        check_url(base_url)
+        check_timeout(timeout)
+        if not model_name.strip():
+            raise ArgumentError("model_name", "is empty")
         self.train_file_name = train_file_name
         self.val_file_name = val_file_name
         self.model_name = model_name
@@ -117,7 +129,14 @@ class CohereRerankerFinetuneEngine(JobEngine):
         Args:
             job_id: Cohere's id of the model, without "-ft".
             settings: where it is: `base_url`, `api_key`, `client` and the like.
+
+        Raises:
+            ArgumentError: that is no id.
         """
+        if not _JOB_ID.fullmatch(job_id):
+            raise ArgumentError(
+                "job_id", f"is the id that `train` shows: letters, digits and -, not {job_id!r:.80}"
+            )
         engine = cls(settings.pop("train_file_name", None), **settings)
         engine.job_id = job_id.removesuffix("-ft")
         return engine

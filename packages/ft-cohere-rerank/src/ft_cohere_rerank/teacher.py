@@ -6,13 +6,16 @@ A student learns from such scores what the teacher knows; see ft-crossencoder.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import json
 import logging
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +23,13 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from ft_cohere_rerank.client import (
+    KEYS,
     ONCE,
+    check_timeout,
+    check_url,
     client_errors,
     find_key,
+    is_foreign,
     is_temporary,
     reason,
     server_of,
@@ -35,6 +42,8 @@ from ft_core.errors import ArgumentError, GenerationError
 from ft_core.files import content_hash
 from ft_core.generation.journal import AnswerJournal
 from ft_core.generation.runner import for_each, run
+from ft_core.jobs import open_lock
+from ft_core.report.text import plural
 from ft_core.retries import pause_after
 
 if TYPE_CHECKING:
@@ -50,6 +59,8 @@ _UNIT_TOKENS = 500  # of a document with its query; a longer one counts as sever
 _MAX_TOKENS = 4_096  # Cohere's own limit where none is given
 _MINUTE = 60.0  # seconds
 _MALFORMED_TRIES = 3  # of a call whose answer does not fit its documents
+_HOPELESS = (401, 402, 403, 404, 405, 429)  # statuses that every other call would end in, too
+_LONG_WAIT = 5.0  # seconds until somebody who waits is told why
 
 
 @dataclass(frozen=True)
@@ -71,8 +82,8 @@ class TeacherCost:
 
     def __str__(self) -> str:
         text = (
-            f"{self.queries:,} queries, {self.documents:,} documents: {self.calls:,} calls, about "
-            f"{self.search_units:,} search units"
+            f"{plural(self.queries, 'query', 'queries')}, {plural(self.documents, 'document')}: "
+            f"{plural(self.calls, 'call')}, about {plural(self.search_units, 'search unit')}"
         )
         if self.price is not None:
             text += f", {self.price:,.2f} in your price's currency"
@@ -136,6 +147,15 @@ class CohereRerankTeacher:
         ):
             if value is not None and value < least:
                 raise ArgumentError(name, f"must be at least {least}, not {value}")
+        if price_per_thousand is not None and not 0 <= price_per_thousand < math.inf:
+            raise ArgumentError(
+                "price_per_thousand", f"must be a number from 0, not {price_per_thousand}"
+            )
+        rerank = getattr(getattr(client, "v2", None), "rerank", None)
+        if client is not None and not inspect.iscoroutinefunction(rerank):
+            raise ArgumentError("client", "must be a cohere.AsyncClientV2")
+        check_timeout(timeout)
+        check_url(base_url)
         self.model = model
         self.base_url = base_url
         self.num_workers = num_workers
@@ -174,14 +194,23 @@ class CohereRerankTeacher:
             ArgumentError: the estimate is above `max_search_units`; nothing was sent.
             GenerationError: the output is a file that this did not write, and nothing was sent;
                 or the service refuses, cannot be reached, or answers what does not fit the
-                documents, and the answers so far are kept.
+                documents, and the answers so far are kept; or another run writes this output.
         """
-        return run(self.ascore(dataset, output_path))
+        dataset = RerankDataset.coerce(dataset)
+        try:
+            return run(self.ascore(dataset, output_path))
+        except KeyboardInterrupt:
+            logger.warning("%s", self._stopped(dataset, Path(output_path)))
+            raise
 
     async def ascore(self, dataset: Any, output_path: Path | str) -> RerankDataset:
         """Do as `score` does, from asynchronous code."""
         dataset = RerankDataset.coerce(dataset)
-        journal = AnswerJournal(Path(output_path), RerankDataset)
+        with _only_run(Path(output_path)):
+            return await self._score(dataset, Path(output_path))
+
+    async def _score(self, dataset: RerankDataset, output: Path) -> RerankDataset:
+        journal = AnswerJournal(output, RerankDataset)
         batches = [*self._batches(dataset)]
         journal.check_output({text for batch in batches for text in batch.texts})
         missing = _missing(batches, journal)
@@ -193,13 +222,25 @@ class CohereRerankTeacher:
         journal.save(scored)
         return scored
 
+    def _stopped(self, dataset: RerankDataset, output: Path) -> str:
+        """Return what to say after Ctrl-C."""
+        journal = AnswerJournal(output, RerankDataset)
+        asked = {batch.key for batch in self._batches(dataset)}
+        kept = sum(journal.get(key) is not None for key in asked)
+        if not kept:
+            return "stopped; no answer is kept yet"
+        are = "is" if kept == 1 else "are"
+        return (
+            f"stopped; {plural(kept, 'answer')} {are} kept in {journal.path}; the same command "
+            "or call goes on"
+        )
+
     def _announce(self, cost: TeacherCost) -> None:
         logger.info("%s scores %s", self.model, cost)
         if cost.cut:
             logger.warning(
-                "%d documents are, by an estimate, longer than %d tokens; %s scores only their "
-                "beginning",
-                cost.cut,
+                "%s longer, by an estimate, than %d tokens: %s scores the beginning alone",
+                plural(cost.cut, "document is", "documents are"),
                 self.max_tokens_per_doc or _MAX_TOKENS,
                 self.model,
             )
@@ -259,7 +300,7 @@ class CohereRerankTeacher:
 
     async def _ask_all(self, batches: list[_Batch], journal: AnswerJournal) -> None:
         client = self._client or self._make_client()
-        asking = _Asking(self, client)
+        asking = _Asking(self, client, journal)
         refused: list[tuple[_Batch, str]] = []
         with tqdm(
             total=len(batches), desc="scoring", disable=None if self.show_progress else True
@@ -282,9 +323,9 @@ class CohereRerankTeacher:
         if refused:
             batch, why = refused[0]
             raise GenerationError(
-                f"{len(refused)} of {len(batches)} calls failed; the first, of query "
-                f"{batch.query!r:.80} with {len(batch.texts)} documents: {why}. The other answers "
-                f"are kept in {journal.path}; call again to ask only for these, or leave them out"
+                f"{len(refused):,} of {plural(len(batches), 'call')} failed; the first, of query "
+                f"{batch.query!r:.80} with {plural(len(batch.texts), 'document')}: {why}"
+                + _advice(journal)
             )
 
     def _make_client(self) -> cohere.AsyncClientV2:
@@ -307,9 +348,11 @@ class _MalformedError(Exception):
 class _Asking:
     """The calls of one `score`, with the rate limit that they share."""
 
-    def __init__(self, teacher: CohereRerankTeacher, client: Any) -> None:
+    def __init__(self, teacher: CohereRerankTeacher, client: Any, journal: AnswerJournal) -> None:
         self._teacher = teacher
         self._client = client
+        self._journal = journal
+        self._told_until = 0.0  # by the clock of `time.monotonic`
         self._limit = _RateLimit(teacher.calls_per_minute)
 
     async def scores(self, batch: _Batch) -> list[float]:
@@ -332,7 +375,7 @@ class _Asking:
         )
 
     async def _answered(self, batch: _Batch) -> Any:
-        teacher, attempt = self._teacher, 0
+        teacher, attempt, began = self._teacher, 0, time.monotonic()
         options: dict[str, Any] = {}
         if teacher.max_tokens_per_doc is not None:
             options["max_tokens_per_doc"] = teacher.max_tokens_per_doc
@@ -350,28 +393,49 @@ class _Asking:
             except client_errors() as error:
                 if attempt == teacher.max_retries or not is_temporary(error):
                     raise self._translated(error) from None  # it repeats all headers
-                await asyncio.sleep(pause_after(error, attempt))
+                pause = pause_after(error, attempt)
+                self._tell(error, pause, waited=time.monotonic() - began)
+                await asyncio.sleep(pause)
                 attempt += 1
 
-    def _translated(self, error: Exception) -> Exception:
+    def _tell(self, error: Exception, pause: float, *, waited: float) -> None:
+        """Say why it takes so long, once for the calls that wait at the same time."""
+        now = time.monotonic()
+        if waited + pause < _LONG_WAIT or now < self._told_until:
+            return
+        self._told_until = now + max(pause, _LONG_WAIT)
+        logger.warning("%s; trying again in %.0f s", self._problem(error), pause)
+
+    def _problem(self, error: Exception) -> str:
+        """Return what the server says, or that it says nothing; never the key."""
         status, said = getattr(error, "status_code", None), reason(error)
         if token := token_of(self._client):
             said = said.replace(token, "***")
         server = server_of(self._client)
+        if is_foreign(error):
+            code = "" if status is None else f"{status}: "
+            return f"what {server} answers is no rerank answer of Cohere's API ({code}{said})"
         if status is None:
-            return GenerationError(
-                f"no answer by {server} ({said}); the scores so far are kept, call again"
-            )
+            return f"no answer by {server} ({said})"
         if is_temporary(error):
+            return f"{server} answers {status}: {said}"
+        verb = "refuses" if status in _HOPELESS else "rejects it"
+        return f"{server} {verb} ({status}): {said}"
+
+    def _translated(self, error: Exception) -> Exception:
+        status, problem = getattr(error, "status_code", None), self._problem(error)
+        if is_foreign(error):
+            return GenerationError(f"{problem}; check base_url")
+        if status is None or is_temporary(error):
+            kept = "the scores so far are kept, " if self._journal.path.exists() else ""
+            later = "" if status is None else " later"
+            return GenerationError(f"{problem}; {kept}call again{later}")
+        if status in _HOPELESS:
             return GenerationError(
-                f"{server} answers {status}: {said}; the scores so far are kept, call again later"
-            )
-        if status in (401, 402, 403, 404, 405, 429):  # every other call would end so too
-            return GenerationError(
-                f"{server} refuses ({status}): {said}; check api_key, base_url and "
+                f"{problem}; check the API key ({' or '.join(KEYS)}), base_url and "
                 f"model={self._teacher.model!r}"
             )
-        return _RefusedError(f"{server} rejects it ({status}): {said}")
+        return _RefusedError(problem)
 
 
 class _RateLimit:
@@ -394,6 +458,38 @@ class _RateLimit:
             self._starts.append(time.monotonic())
 
 
+@contextmanager
+def _only_run(output: Path) -> Iterator[None]:
+    """Keep other runs out of an output: they would pay for the same answers.
+
+    Raises:
+        GenerationError: another run is under way, or the folder cannot be written to.
+    """
+    try:
+        lock = open_lock(output, wait=False)
+    except OSError as error:
+        raise GenerationError(f"{output}: cannot be written: {error}; nothing was sent") from None
+    if lock is None:
+        raise GenerationError(
+            f"{output}: another run is scoring into it; wait for its end, or name another "
+            "output. Nothing was sent"
+        )
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _advice(journal: AnswerJournal) -> str:
+    """Return how to go on after some calls failed."""
+    if not journal.path.exists():
+        return ""
+    return (
+        f". The other answers are kept in {journal.path}; call again to ask only for these, or "
+        "leave them out"
+    )
+
+
 def _missing(batches: Iterable[_Batch], journal: AnswerJournal | None) -> list[_Batch]:
     """Return what is to be asked; of two with the same query and documents one."""
     missing = {b.key: b for b in batches if journal is None or journal.get(b.key) is None}
@@ -412,8 +508,11 @@ def _scores_of(answer: Any, count: int) -> list[float]:
     Raises:
         _MalformedError: a document has none or several, or there are others.
     """
+    results = getattr(answer, "results", None) or ()  # JSON's null is no answer
+    if not isinstance(results, list | tuple):
+        raise _MalformedError(f"results that are no list: {results!r:.80}")
     scores: dict[int, float] = {}
-    for result in answer.results or ():
+    for result in results:
         index = getattr(result, "index", None)
         score = getattr(result, "relevance_score", None)
         if not isinstance(index, int) or not 0 <= index < count:

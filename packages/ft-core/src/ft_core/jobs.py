@@ -89,6 +89,35 @@ class WaitTimeoutError(TrainingError, TimeoutError):
     """`wait` gave up waiting; the job itself goes on."""
 
 
+def open_lock(path: Path, *, wait: bool = True) -> int | None:
+    """Lock a file against other processes and threads, by a lock file beside it.
+
+    The operating system frees the lock when the process dies.
+
+    Args:
+        path: the file, which need not exist; its folder is made.
+        wait: until nobody else holds the lock.
+
+    Returns:
+        The descriptor, to be closed where the lock is to end; None where another one holds it.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except BaseException:  # Ctrl-C while it waits
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 class JobRecord:
     """A small JSON file that remembers which jobs were started, through any crash.
 
@@ -164,13 +193,10 @@ class JobRecord:
 
     def _acquire(self) -> int:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            lock = self.path.with_name(f".{self.path.name}.lock")
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = open_lock(self.path)
         except OSError as error:
             raise self._unwritable(error) from error
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        assert descriptor is not None  # it waited
         return descriptor
 
     def _unwritable(self, error: OSError) -> ArtifactError:
