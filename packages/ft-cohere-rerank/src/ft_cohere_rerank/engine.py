@@ -24,7 +24,7 @@ from ft_cohere_rerank.dataset import CohereRerankerFile
 from ft_core.datasets.rerank import RerankDataset
 from ft_core.errors import ArgumentError, TrainingError
 from ft_core.files import content_hash
-from ft_core.jobs import POLL_SECONDS, Job, JobEngine, JobEvent, JobRecord, JobStatus
+from ft_core.jobs import POLL_SECONDS, Job, JobEngine, JobEvent, JobRecord, JobStatus, job_file_of
 from ft_core.retries import ServiceUnavailableError
 
 if TYPE_CHECKING:
@@ -218,7 +218,9 @@ class CohereRerankerFinetuneEngine(JobEngine):
 
     def _job_record(self) -> JobRecord:
         if self._record is None:
-            self._record = JobRecord(self.job_file or self._default_job_file())
+            self._record = JobRecord(
+                self.job_file or job_file_of(self.train_file_name, "ft-cohere-rerank")
+            )
         return self._record
 
     # The data and the request
@@ -267,14 +269,6 @@ class CohereRerankerFinetuneEngine(JobEngine):
     def _dataset_name(self, fingerprint: str) -> str:
         stem = re.sub(r"[^a-z0-9]+", "-", self.model_name.lower()).strip("-")[:20] or "rerank"
         return f"{stem}-{fingerprint[:20]}"  # Cohere takes fewer than 50 characters
-
-    def _default_job_file(self) -> Path:
-        if isinstance(self.train_file_name, str | Path):
-            path = Path(self.train_file_name)
-            return path.with_name(f"{path.name}.jobs.json")
-        from llama_index.core.utils import get_cache_dir
-
-        return Path(get_cache_dir()) / "ft-cohere-rerank" / "jobs.json"
 
     # The service
 

@@ -210,6 +210,21 @@ def _record_text(entries: dict[str, dict[str, Any]]) -> str:
     return json.dumps({"format": 1, "entries": entries}, ensure_ascii=False, indent=2) + "\n"
 
 
+def job_file_of(data: Any, name: str) -> Path:
+    """Return where jobs on some data are remembered: beside its file, ending in `.jobs.json`.
+
+    Args:
+        data: a path; of anything else, the file is in LlamaIndex's cache folder.
+        name: of the folder there.
+    """
+    if isinstance(data, str | Path):
+        path = Path(data)
+        return path.with_name(f"{path.name}.jobs.json")
+    from llama_index.core.utils import get_cache_dir
+
+    return Path(get_cache_dir()) / name / "jobs.json"
+
+
 class JobEngine(ABC):
     """Base of the engines whose training is a job that can be left and found again.
 

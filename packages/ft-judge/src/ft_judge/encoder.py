@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import Self
 
-from ft_core.artifacts import Manifest, check_output_folder, library_versions, read_manifest, saving
-from ft_core.errors import ArgumentError, ArtifactError, DatasetError, TrainingError
+from ft_core.artifacts import Manifest, library_versions, read_manifest, saving
+from ft_core.errors import ArgumentError, DatasetError
 from ft_core.extras import import_extra
-from ft_core.files import Journal, content_hash
-from ft_core.jobs import Job, JobEngine, JobEvent, JobStatus
-from ft_core.sft.job_folder import EVENTS, JobFolder
+from ft_core.files import content_hash
+from ft_core.jobs import Job
+from ft_core.sft.folder_engine import FolderJobEngine
+from ft_core.sft.job_folder import EVENTS
 from ft_judge.encoder_lessons import Lessons
 from ft_judge.encoder_scoring import EncoderRecord, encoder_evaluator
 from ft_judge.encoder_settings import EncoderSettings
@@ -33,10 +32,8 @@ logger = logging.getLogger(__name__)
 
 LIBRARIES = ("ft-core", "ft-judge", "torch", "transformers")
 
-_POLL_SECONDS = (0.2, 5.0)
 
-
-class EncoderJudgeStudent(JobEngine):
+class EncoderJudgeStudent(FolderJobEngine):
     """Trains an encoder on the judgements of a recipe: milliseconds a verdict, on a CPU.
 
     Each answer gets a score of its own, read together with its question. Of pairs, the difference
@@ -66,6 +63,8 @@ class EncoderJudgeStudent(JobEngine):
         ArgumentError: there is no such setting, or its value is out of range.
     """
 
+    kind: ClassVar[str] = ENCODER_KIND
+
     def __init__(
         self,
         recipe: Recipe,
@@ -77,15 +76,11 @@ class EncoderJudgeStudent(JobEngine):
         show_progress: bool = True,
         **settings: Any,
     ) -> None:
-        super().__init__(show_progress=show_progress, poll_seconds=_POLL_SECONDS)
+        super().__init__(student, output_dir, show_progress)
         self.recipe = recipe
-        self.base_model = str(student)
-        # A job is found from any current folder.
-        self.output_dir = Path(os.path.abspath(Path(output_dir).expanduser()))
         self.device = device
         self.lora = {} if lora is True else dict(lora) if lora else None
         self.settings = EncoderSettings.of(settings)
-        self._folder = JobFolder(self.output_dir)
 
     @classmethod
     def opened(cls, folder: Path | str, manifest: Manifest, **settings: Any) -> Self:
@@ -148,8 +143,7 @@ class EncoderJudgeStudent(JobEngine):
         device = settings.pop("device", self.device)
         for name in settings:
             raise ArgumentError(name, "is no argument of an encoder's judge, which takes device")
-        manifest = read_manifest(self.output_dir, ENCODER_KIND)
-        record = saved_record(manifest, self.output_dir, EncoderRecord)
+        record = saved_record(self._manifest(), self.output_dir, EncoderRecord)
         return encoder_evaluator(record, self.output_dir, device, **options)
 
     # --- The job -------------------------------------------------------------------------------
@@ -159,81 +153,18 @@ class EncoderJudgeStudent(JobEngine):
         self._started_for = fingerprint = self._fingerprint_of(lessons)
         job = self._known_job(fingerprint)
         if job is None:
-            job = self._train_here(lessons, fingerprint)
+            job = self._trained(lessons, fingerprint)
         self.job_id = job.id
         return job
 
     def _submit(self) -> Job:
         lessons = self._lessons()
-        return self._train_here(lessons, self._fingerprint_of(lessons))
+        return self._trained(lessons, self._fingerprint_of(lessons))
 
-    def _train_here(self, lessons: Lessons, fingerprint: str) -> Job:
-        check_output_folder(self.output_dir, ENCODER_KIND)
-        with self._folder.held() as free:
-            if not free:
-                logger.info("%s: another process trains this; waiting for it", self.output_dir)
-            elif self._saved_fingerprint() != fingerprint:  # not by one that has just ended
-                checkpoint = self._folder.opened(fingerprint, self.base_model)
-                try:
-                    self._train(lessons, fingerprint, checkpoint)
-                except BaseException as error:
-                    self._folder.ended(error)
-                    raise
-        return self._retrieve(str(self.output_dir))
-
-    def _known_job(self, fingerprint: str) -> Job | None:
-        """Return the job with this data and these settings where it runs or has succeeded."""
-        if self._saved_fingerprint() == fingerprint:
-            logger.info("%s: is trained already; delete it to train again", self.output_dir)
-            return self._retrieve(str(self.output_dir))
-        self._folder.await_end()
-        state = self._folder.state()
-        if not state or not self._folder.is_training():
-            return None
-        if state["fingerprint"] != fingerprint:
-            raise TrainingError(
-                f"{self.output_dir}: another process is training other data or settings into this "
-                "folder; wait for it, cancel it, or name another folder"
-            )
-        return self._retrieve(str(self.output_dir))
-
-    def _saved_fingerprint(self) -> Any:
-        try:
-            return read_manifest(self.output_dir, ENCODER_KIND).settings.get("fingerprint")
-        except ArtifactError:
-            return None
-
-    def _retrieve(self, job_id: str) -> Job:
-        alive = self._folder.is_alive()  # looked at first: what ends after this has written why
-        state = self._folder.state()
-        saved = self._saved_fingerprint()
-        # What is saved counts where it is this very job's, whatever another left behind.
-        if not state or (saved and saved in (self._started_for, state["fingerprint"])):
-            manifest = read_manifest(self.output_dir, ENCODER_KIND)
-            return Job(
-                id=job_id,
-                status=JobStatus.SUCCEEDED,
-                model=str(self.output_dir),
-                finished=datetime.fromisoformat(manifest.created),
-                raw=manifest,
-            )
-        status, error = JobStatus(state["status"]), state.get("error")
-        if not status.ended and not alive:
-            status, error = JobStatus.FAILED, "the process has died; finetune() goes on"
-        created = datetime.fromisoformat(state["created"])
-        return Job(id=job_id, status=status, error=error, created=created, raw=state)
-
-    def _list_events(self, job_id: str) -> list[JobEvent]:
-        saved = self._retrieve(job_id).status is JobStatus.SUCCEEDED
-        journal = Journal(self.output_dir / EVENTS if saved else self._folder.events)
-        try:
-            return [_event(record) for record in journal.records()]
-        except FileNotFoundError:  # nothing yet, or it has just moved to the model's folder
-            return [] if not saved else self._list_events(job_id)
-
-    def _cancel(self, job_id: str) -> Job:
-        self._folder.cancel()
-        return self._retrieve(job_id)
+    def _trained(self, lessons: Lessons, fingerprint: str) -> Job:
+        return self._train_here(
+            fingerprint, lambda checkpoint: self._train(lessons, fingerprint, checkpoint)
+        )
 
     def _fingerprint(self) -> str:
         return self._fingerprint_of(self._lessons())
@@ -280,7 +211,7 @@ class EncoderJudgeStudent(JobEngine):
                 show_progress=self.show_progress,
             )
         )
-        manifest = self._manifest(lessons, trained, fingerprint)
+        manifest = self._manifest_of(lessons, trained, fingerprint)
         with (
             writing("the judge", self.output_dir, "run it again"),
             saving(self.output_dir, manifest) as folder,
@@ -291,7 +222,7 @@ class EncoderJudgeStudent(JobEngine):
             shutil.copy(self._folder.events, folder / EVENTS)
         self._folder.remove()
 
-    def _manifest(self, lessons: Lessons, trained: Trained, fingerprint: str) -> Manifest:
+    def _manifest_of(self, lessons: Lessons, trained: Trained, fingerprint: str) -> Manifest:
         record = lessons.record(trained.scores, trained.max_length)
         metrics = {**trained.metrics, **lessons.metrics(trained.scores, record)}
         return Manifest(
@@ -302,13 +233,3 @@ class EncoderJudgeStudent(JobEngine):
             metrics=metrics,
             versions=library_versions(LIBRARIES),
         )
-
-    def _reported(self, metrics: dict[str, float]) -> None:
-        self._log(_event(self._folder.log(metrics)))
-
-
-def _event(record: Mapping[str, Any]) -> JobEvent:
-    metrics = record["data"]
-    parts = [f"{name} {value:.4f}" for name, value in metrics.items() if "loss" in name]
-    message = f"step {metrics['step']:.0f} of {metrics['steps']:.0f}: {', '.join(parts)}"
-    return JobEvent(datetime.fromisoformat(record["time"]), "info", message, metrics)

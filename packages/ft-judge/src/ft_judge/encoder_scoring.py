@@ -16,17 +16,17 @@ from llama_index.core.evaluation import (
     CorrectnessEvaluator,
     PairwiseComparisonEvaluator,
 )
-from llama_index.core.evaluation.pairwise import EvaluationSource
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
 from ft_core.errors import ArgumentError, ArtifactError, FTError, first_line
 from ft_core.extras import import_extra
+from ft_core.onednn import quick_products
 from ft_judge.calibration import grade_cuts, grade_probabilities, pair_probability, pair_verdict
 from ft_judge.encoder_rows import texts_of
 from ft_judge.prompts import VERDICTS
 from ft_judge.recipe import LLMTask
-from ft_judge.scored import ScoredResult
+from ft_judge.scored import ScoredResult, compared, graded
 from ft_judge.students import EXTRA
 
 logger = logging.getLogger(__name__)
@@ -112,10 +112,10 @@ class EncoderScorer:
 
         from ft_judge.encoder_model import Reader
 
-        with self._lock, torch.inference_mode():
+        device = self._encoder.device
+        with self._lock, torch.inference_mode(), quick_products(device):
             reader = Reader(self._tokenizer, self._max_length)
             (inputs,) = reader.inputs([texts_of(query, reference, answer)])
-            device = self._encoder.device
             tensors = {name: torch.tensor([ids], device=device) for name, ids in inputs.items()}
             score = float(self._encoder(**tensors).logits[0, 0])
             if reader.cut and not self._warned:
@@ -178,17 +178,8 @@ class EncoderPairwiseEvaluator(PairwiseComparisonEvaluator):
         )
         probability = pair_probability(first, second, self._record.temperature)
         score = pair_verdict(probability, self._record.tie_threshold)
-        mark = VERDICTS[score]
-        return ScoredResult(
-            query=query,
-            response=mark,
-            passing={1.0: True, 0.0: False}.get(score),
-            score=score,
-            feedback=mark,
-            pairwise_source=EvaluationSource.ORIGINAL,
-            probability=probability,
-            probabilities={VERDICTS[1.0]: probability, VERDICTS[0.0]: 1.0 - probability},
-        )
+        probabilities = {VERDICTS[1.0]: probability, VERDICTS[0.0]: 1.0 - probability}
+        return compared(query, score, probability, probabilities)
 
 
 class EncoderCorrectnessEvaluator(CorrectnessEvaluator):
@@ -233,17 +224,8 @@ class EncoderCorrectnessEvaluator(CorrectnessEvaluator):
         score = await asyncio.to_thread(self._scorer.score, query, reference, response)
         record = self._record
         found = grade_probabilities(np.array([score]), record.cuts, record.temperature)[0].tolist()
-        place = max(range(len(found)), key=found.__getitem__)
-        grade = record.grades[place]
-        return ScoredResult(
-            query=query,
-            response=response,
-            passing=grade >= self._score_threshold,
-            score=grade,
-            feedback=str(grade),
-            probability=found[place],
-            probabilities={str(g): p for g, p in zip(record.grades, found, strict=True)},
-        )
+        probabilities = {str(g): p for g, p in zip(record.grades, found, strict=True)}
+        return graded(query, response, probabilities, self._score_threshold)
 
 
 def encoder_evaluator(

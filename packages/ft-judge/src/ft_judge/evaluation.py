@@ -14,12 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ft_core.answer_log import AnswerLog
 from ft_core.datasets import JudgeDataset, JudgeExample
 from ft_core.errors import ArgumentError
 from ft_core.evaluation import AnswerEvaluation, in_order
 from ft_core.progress import progress
 from ft_core.report import JudgeReport
-from ft_judge.judging import Answer, AnswerLog, Judge, Judgement, event_loop
+from ft_judge.judging import Answer, Judge, Judgement, event_loop
 from ft_judge.statistics import Judged, statistics
 
 __all__ = ["PASSES", "TEACHER", "JudgeReport", "Judgement", "evaluate_judges"]
@@ -92,7 +93,7 @@ def evaluate_judges(
     targets = judges if isinstance(judges, Mapping) else {"judge": judges}
     _check_judges(targets, prices or {})
     orders = 2 if both_orders and examples[0].task == "pairwise" else 1
-    log = AnswerLog(journal)
+    log = AnswerLog(journal, Answer)
     runs: dict[str, list[Judged]] = {}
     seconds: dict[str, float] = {}
     with event_loop() as loop:
@@ -133,11 +134,17 @@ def evaluate_judges(
     )
 
 
-def _ask(log: AnswerLog, judge: Judge, orders: int, example: JudgeExample) -> tuple[Answer, ...]:
+def _ask(
+    log: AnswerLog[Answer], judge: Judge, orders: int, example: JudgeExample
+) -> tuple[Answer, ...]:
     """Return the answers in each order, expressed for the example's own."""
+
+    def answer(shown: JudgeExample) -> Answer:
+        return log.ask([judge.identity, shown.content()], lambda: judge.ask(shown))
+
     shown = example.unjudged()
-    first = log.ask(judge, shown)
-    return (first,) if orders == 1 else (first, log.ask(judge, shown.flipped()).flipped())
+    first = answer(shown)
+    return (first,) if orders == 1 else (first, answer(shown.flipped()).flipped())
 
 
 def _recorded(example: JudgeExample, orders: int) -> tuple[Answer, ...]:

@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from llama_index.core.evaluation import (
@@ -20,11 +19,9 @@ from llama_index.core.evaluation import (
     PairwiseComparisonEvaluator,
 )
 
-from ft_core import files
 from ft_core.datasets import JudgeExample
 from ft_core.datasets.judge import refusal
-from ft_core.errors import ArgumentError, ArtifactError
-from ft_core.files import Journal
+from ft_core.errors import ArgumentError
 from ft_core.generation.failures import describe
 from ft_core.hooks import Call, Hook
 from ft_judge.evaluators import (
@@ -252,37 +249,3 @@ def _stop(loop: asyncio.AbstractEventLoop) -> None:
     for task in asyncio.all_tasks(loop):
         task.cancel()
     loop.call_soon(loop.stop)
-
-
-class AnswerLog:
-    """The answers of an evaluation, on disk as they come, so that it can go on after a kill.
-
-    Args:
-        path: the file, or None to keep none.
-
-    Raises:
-        ArtifactError: the file holds something else.
-    """
-
-    def __init__(self, path: Path | str | None) -> None:
-        self._journal = None if path is None else Journal(path)
-        self._answers: dict[str, Answer] = {}
-        for record in self._journal.records() if self._journal else ():
-            try:
-                tokens = record["answer"].pop("tokens", None)
-                answer = Answer(**record["answer"], tokens=tokens and (tokens[0], tokens[1]))
-                self._answers[record["key"]] = answer
-            except (AttributeError, KeyError, TypeError):
-                raise ArtifactError(
-                    f"{path}: is not the journal of an evaluation; name another file"
-                ) from None
-
-    def ask(self, judge: Judge, example: JudgeExample) -> Answer:
-        """Return the judge's answer, that of an earlier run if there is one."""
-        key = files.content_hash([judge.identity, example.content()])
-        answer = self._answers.get(key)
-        if answer is None:
-            answer = judge.ask(example)
-            if self._journal is not None and answer.error is None:
-                self._journal.append({"key": key, "answer": asdict(answer)})
-        return answer

@@ -21,8 +21,9 @@ from llama_index.core.evaluation.pairwise import EvaluationSource
 from llama_index.core.llms import LLM
 
 from ft_core.errors import ArgumentError
+from ft_core.onednn import quick_products
 from ft_core.sft.chat_format import ChatFormat
-from ft_core.sft.models import context_window
+from ft_core.sft.models import context_window, keeps_positions
 from ft_judge.prompts import NO_REFERENCE, VERDICTS
 from ft_judge.recipe import JudgeRecord
 
@@ -35,6 +36,39 @@ class ScoredResult(EvaluationResult):
     score is right."""
     probabilities: dict[str, float]
     """Every answer that the judge could give to its probability; their sum is 1."""
+
+
+def compared(
+    query: str, score: float, probability: float, probabilities: dict[str, float]
+) -> ScoredResult:
+    """Return the result of a comparison: 1 where the first answer is better, 0, or 0.5, a tie."""
+    mark = VERDICTS[score]
+    return ScoredResult(
+        query=query,
+        response=mark,
+        passing={1.0: True, 0.0: False}.get(score),
+        score=score,
+        feedback=mark,
+        pairwise_source=EvaluationSource.ORIGINAL,
+        probability=probability,
+        probabilities=probabilities,
+    )
+
+
+def graded(
+    query: str, response: str, probabilities: dict[str, float], threshold: float
+) -> ScoredResult:
+    """Return the result of grading: the most probable grade, which passes from the threshold on."""
+    grade = max(probabilities, key=lambda answer: probabilities[answer])
+    return ScoredResult(
+        query=query,
+        response=response,
+        passing=float(grade) >= threshold,
+        score=float(grade),
+        feedback=grade,
+        probability=probabilities[grade],
+        probabilities=probabilities,
+    )
 
 
 class AnswerScorer:
@@ -52,6 +86,7 @@ class AnswerScorer:
         self._model = model
         self._format = ChatFormat(tokenizer)
         self._window = context_window(model)
+        self._last_only = {"logits_to_keep": 1} if keeps_positions(model) else {}
         self._lock = threading.Lock()
 
     def probabilities(
@@ -78,7 +113,7 @@ class AnswerScorer:
                 "messages", f"take {longest} tokens, and the model has a window of {self._window}"
             )
         shared = _shared(rows)
-        with self._lock, torch.inference_mode():
+        with self._lock, torch.inference_mode(), quick_products(self._model.device):
             logprobs = self._logprobs(rows, shared)
         return dict(zip(answers, torch.softmax(logprobs, dim=0).tolist(), strict=True))
 
@@ -88,7 +123,7 @@ class AnswerScorer:
 
         device = self._model.device
         start = torch.tensor([rows[0][:shared]], device=device)
-        read = self._model(input_ids=start, use_cache=True)
+        read = self._model(input_ids=start, use_cache=True, **self._last_only)
         first = torch.log_softmax(read.logits[0, -1].double(), dim=-1)
         total = first[torch.tensor([row[shared] for row in rows], device=device)]
         rests = [row[shared:] for row in rows]
@@ -224,16 +259,7 @@ class LocalJudgeCorrectnessEvaluator(_Scored, CorrectnessEvaluator):
             "reference_answer": reference or NO_REFERENCE,
         }
         found = await asyncio.to_thread(self._weighed, variables)
-        grade = max(found, key=lambda answer: found[answer])
-        return ScoredResult(
-            query=query,
-            response=response,
-            passing=float(grade) >= self._score_threshold,
-            score=float(grade),
-            feedback=grade,
-            probability=found[grade],
-            probabilities=found,
-        )
+        return graded(query, response, found, self._score_threshold)
 
 
 def scored_evaluator(
@@ -256,17 +282,7 @@ def _compared(query: str, found: dict[str, float]) -> ScoredResult:
     mark = _FIRST if first > second else _SECOND
     if tie > max(first, second) or first == second:
         mark = _TIE
-    score = _SCORES[mark]
-    return ScoredResult(
-        query=query,
-        response=mark,
-        passing={1.0: True, 0.0: False}.get(score),
-        score=score,
-        feedback=mark,
-        pairwise_source=EvaluationSource.ORIGINAL,
-        probability=first + tie / 2,
-        probabilities=found,
-    )
+    return compared(query, _SCORES[mark], first + tie / 2, found)
 
 
 def _shared(rows: list[list[int]]) -> int:

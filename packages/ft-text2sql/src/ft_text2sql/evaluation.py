@@ -10,11 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ft_core.answer_log import AnswerLog
 from ft_core.datasets import Text2SQLDataset, Text2SQLExample
 from ft_core.errors import ArgumentError, DatasetError
 from ft_core.evaluation import AnswerEvaluation, in_order
@@ -27,7 +28,7 @@ from ft_text2sql.errors import InvalidSQLError, QueryTimeoutError, SQLError, Uns
 from ft_text2sql.guarded import GuardedSQLDatabase
 from ft_text2sql.results import Limits, QueryResult
 from ft_text2sql.retriever import schema_of
-from ft_text2sql.writers import AnswerLog, Asked, Writer, Written
+from ft_text2sql.writers import Asked, Writer, Written
 
 if TYPE_CHECKING:
     from llama_index.core.prompts import BasePromptTemplate
@@ -115,7 +116,7 @@ def evaluate_text2sql(
     ready = [Writer(name, target, prompt) for name, target in targets.items()]
     if baseline is not None and baseline not in targets:
         raise ArgumentError("baseline", f"{baseline!r} is no writer; there is {list(targets)}")
-    log = AnswerLog(journal)
+    log = AnswerLog(journal, Written)
     with _opened(database, dataset, limits) as databases:
         items = [
             _Item(str(number), example, databases[_name(example, database)])
@@ -275,9 +276,10 @@ def _refusal(item: _Item) -> str | None:
     return None
 
 
-def _ask(log: AnswerLog, writer: Writer, item: _Item) -> Written:
+def _ask(log: AnswerLog[Written], writer: Writer, item: _Item) -> Written:
     schema = item.example.context or item.database.schema.to_text("create")
-    return log.ask(writer, Asked(item.example.question, schema, item.database.dialect))
+    asked = Asked(item.example.question, schema, item.database.dialect)
+    return log.ask([writer.identity, asdict(asked)], lambda: writer.ask(asked))
 
 
 def _scored(round_: tuple[_Item, Sequence[Written]]) -> list[_Score]:

@@ -6,8 +6,7 @@ import copy
 import inspect
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from llama_index.core.indices.struct_store.sql_retriever import DefaultSQLParser, NLSQLRetriever
@@ -16,9 +15,7 @@ from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.prompts.default_prompts import DEFAULT_TEXT_TO_SQL_PROMPT
 from llama_index.core.schema import QueryBundle
 
-from ft_core import files
-from ft_core.errors import ArgumentError, ArtifactError
-from ft_core.files import Journal
+from ft_core.errors import ArgumentError
 from ft_core.generation import runner
 from ft_core.generation.failures import describe
 from ft_text2sql.errors import DatabaseError
@@ -143,35 +140,3 @@ def _of_retriever(retriever: NLSQLRetriever) -> Callable[[Asked], str]:
 
 async def _awaited(answer: Any) -> Any:
     return await answer
-
-
-class AnswerLog:
-    """The answers of an evaluation, on disk as they come, so that it can go on after a kill.
-
-    Args:
-        path: the file, or None to keep none.
-
-    Raises:
-        ArtifactError: the file holds something else.
-    """
-
-    def __init__(self, path: Path | str | None) -> None:
-        self._journal = None if path is None else Journal(path)
-        self._answers: dict[str, Written] = {}
-        for record in self._journal.records() if self._journal else ():
-            try:
-                self._answers[record["key"]] = Written(**record["written"])
-            except (KeyError, TypeError):
-                raise ArtifactError(
-                    f"{path}: is not the journal of an evaluation; name another file"
-                ) from None
-
-    def ask(self, writer: Writer, asked: Asked) -> Written:
-        """Return the writer's answer, that of an earlier run if there is one."""
-        key = files.content_hash([writer.identity, asdict(asked)])
-        written = self._answers.get(key)
-        if written is None:
-            written = writer.ask(asked)
-            if self._journal is not None and written.error is None:
-                self._journal.append({"key": key, "written": asdict(written)})
-        return written

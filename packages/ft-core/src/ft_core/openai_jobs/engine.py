@@ -19,7 +19,7 @@ from typing_extensions import Self
 from ft_core.errors import ArgumentError, TrainingError
 from ft_core.extras import import_extra
 from ft_core.files import content_hash
-from ft_core.jobs import POLL_SECONDS, Job, JobEngine, JobEvent, JobRecord, JobStatus
+from ft_core.jobs import POLL_SECONDS, Job, JobEngine, JobEvent, JobRecord, JobStatus, job_file_of
 from ft_core.openai_jobs.costs import Estimate, check_limits, estimate
 from ft_core.retries import ServiceUnavailableError
 
@@ -259,7 +259,9 @@ class OpenAIFinetuneEngine(JobEngine):
 
     def _job_record(self) -> JobRecord:
         if self._record is None:
-            self._record = JobRecord(self.job_file or self._default_job_file())
+            self._record = JobRecord(
+                self.job_file or job_file_of(self.data_path, "ft-openai-distill")
+            )
         return self._record
 
     def _tell(self, message: str) -> None:
@@ -409,14 +411,6 @@ class OpenAIFinetuneEngine(JobEngine):
                 "integrations": self.integrations,
             }
         )
-
-    def _default_job_file(self) -> Path:
-        if isinstance(self.data_path, str | Path):
-            path = Path(self.data_path)
-            return path.with_name(f"{path.name}.jobs.json")
-        from llama_index.core.utils import get_cache_dir
-
-        return Path(get_cache_dir()) / "ft-openai-distill" / "jobs.json"
 
     # The service
 

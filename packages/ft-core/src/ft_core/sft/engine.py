@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import fields
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import Self
 
 from ft_core.artifacts import Manifest, check_output_folder, library_versions, read_manifest, saving
 from ft_core.datasets.chat import ChatDataset
-from ft_core.errors import ArgumentError, ArtifactError, TrainingError
+from ft_core.errors import ArgumentError
 from ft_core.extras import import_extra
-from ft_core.files import Journal, content_hash
-from ft_core.jobs import Job, JobEngine, JobEvent, JobStatus
-from ft_core.sft.job_folder import EVENTS, JobFolder
+from ft_core.files import content_hash
+from ft_core.jobs import Job
+from ft_core.sft.folder_engine import FolderJobEngine
+from ft_core.sft.job_folder import EVENTS
 from ft_core.sft.models import EXTRA, KIND
-from ft_core.sft.processes import from_main_process, is_main_process, processes
+from ft_core.sft.processes import from_main_process, processes
 from ft_core.sft.settings import SFTSettings
 
 if TYPE_CHECKING:
@@ -33,10 +31,8 @@ logger = logging.getLogger(__name__)
 
 LIBRARIES = ("ft-core", "torch", "transformers", "trl", "peft")
 
-_POLL_SECONDS = (0.2, 5.0)
 
-
-class LocalFinetuneEngine(JobEngine):
+class LocalFinetuneEngine(FolderJobEngine):
     """Trains a student that is yours: an open model, on this machine.
 
     ```python
@@ -70,6 +66,8 @@ class LocalFinetuneEngine(JobEngine):
         changes: fields of `SFTSettings`.
     """
 
+    kind: ClassVar[str] = KIND
+
     def __init__(
         self,
         base_model: Path | str,
@@ -86,12 +84,9 @@ class LocalFinetuneEngine(JobEngine):
         extra: Mapping[str, Any] | None = None,
         **changes: Any,
     ) -> None:
-        super().__init__(show_progress=show_progress, poll_seconds=_POLL_SECONDS)
-        self.base_model = str(base_model)
+        super().__init__(base_model, output_dir, show_progress)
         self.data_path = data_path
         self.val_data = val_data
-        # A job is found from any current folder.
-        self.output_dir = Path(os.path.abspath(Path(output_dir).expanduser()))
         self.settings = _changed(settings or SFTSettings(), changes)
         self.device = device
         self.lora = _plain_lora(lora or {})
@@ -100,7 +95,6 @@ class LocalFinetuneEngine(JobEngine):
         self.callbacks = list(callbacks)
         self.report_to = report_to
         self.extra = dict(extra or {})
-        self._folder = JobFolder(self.output_dir)
 
     @classmethod
     def load(cls, folder: Path | str, **kwargs: Any) -> Self:
@@ -205,7 +199,7 @@ class LocalFinetuneEngine(JobEngine):
         fingerprint = self._fingerprint_of(data, validation)
         if lock is None:  # no locks on this system
             self._started_for = fingerprint
-            self._train_here(data, validation, fingerprint)
+            self._trained(data, validation, fingerprint)
             return
         try:
             checkpoint = self._folder.adopt(lock)
@@ -223,39 +217,19 @@ class LocalFinetuneEngine(JobEngine):
         self._started_for = fingerprint = self._fingerprint_of(data, validation)
         job = from_main_process(lambda: self._known_job(fingerprint))
         if job is None:
-            job = self._train_here(data, validation, fingerprint)
+            job = self._trained(data, validation, fingerprint)
         self.job_id = job.id
         return job
 
     def _submit(self) -> Job:
         data, validation = self._data()
-        return self._train_here(data, validation, self._fingerprint_of(data, validation))
+        return self._trained(data, validation, self._fingerprint_of(data, validation))
 
-    def _train_here(
-        self, data: ChatDataset, validation: ChatDataset | None, fingerprint: str
-    ) -> Job:
-        """Train in this process, which may be one of several."""
-        with ExitStack() as stack:
-
-            def opened() -> tuple[bool, str | None]:
-                check_output_folder(self.output_dir, KIND)
-                if not stack.enter_context(self._folder.held()):
-                    return False, None
-                if self._saved_fingerprint() == fingerprint:  # by a process that has just ended
-                    return False, None
-                return True, self._folder.opened(fingerprint, self.base_model)
-
-            free, checkpoint = from_main_process(opened)
-            if not free:
-                logger.info("%s: another process trains this; waiting for it", self.output_dir)
-                return self._retrieve(str(self.output_dir))
-            try:
-                self._train(data, validation, fingerprint, checkpoint)
-            except BaseException as error:
-                if is_main_process():
-                    self._folder.ended(error)
-                raise
-        return self._retrieve(str(self.output_dir))
+    def _trained(self, data: ChatDataset, validation: ChatDataset | None, fingerprint: str) -> Job:
+        return self._train_here(
+            fingerprint,
+            lambda checkpoint: self._train(data, validation, fingerprint, checkpoint),
+        )
 
     def _train(
         self,
@@ -317,9 +291,6 @@ class LocalFinetuneEngine(JobEngine):
             shutil.copy(self._folder.events, folder / EVENTS)
         self._folder.remove()
 
-    def _reported(self, metrics: dict[str, float]) -> None:
-        self._log(_event(self._folder.log(metrics)))
-
     def _start_apart(self) -> Job:
         data, validation = self._data()
         self._started_for = fingerprint = self._fingerprint_of(data, validation)
@@ -334,70 +305,6 @@ class LocalFinetuneEngine(JobEngine):
                 self._folder.write_request(self._request(data, validation))
                 self._folder.spawn()
         return self._retrieve(self.job_id)
-
-    def _known_job(self, fingerprint: str) -> Job | None:
-        """Return the job with this data and these settings where it runs or has succeeded."""
-        if self._saved_fingerprint() == fingerprint:
-            logger.info("%s: is trained already; delete it to train again", self.output_dir)
-            return self._retrieve(str(self.output_dir))
-        self._folder.await_end()
-        state = self._folder.state()
-        if state and self._folder.is_training():
-            if state["fingerprint"] == fingerprint:
-                return self._retrieve(str(self.output_dir))
-            raise TrainingError(
-                f"{self.output_dir}: another process is training other data or settings into this "
-                "folder; wait for it, cancel it, or name another folder"
-            )
-        return None
-
-    def _saved_fingerprint(self) -> Any:
-        try:
-            return read_manifest(self.output_dir, KIND).settings.get("fingerprint")
-        except ArtifactError:
-            return None
-
-    def _retrieve(self, job_id: str) -> Job:
-        alive = self._folder.is_alive()  # looked at first: what ends after this has written why
-        state = self._folder.state()
-        saved = self._saved_fingerprint()
-        # What is saved counts where it is this very job's, whatever another left behind.
-        if not state or (saved and saved in (self._started_for, state["fingerprint"])):
-            return self._saved_job(job_id)
-        status, error = JobStatus(state["status"]), state.get("error")
-        if not status.ended and not alive:
-            status = JobStatus.FAILED
-            error = f"the process has died; finetune() goes on. {self._folder.last_words()}"
-        return Job(
-            id=job_id,
-            status=status,
-            error=error,
-            created=datetime.fromisoformat(state["created"]),
-            raw=state,
-        )
-
-    def _saved_job(self, job_id: str) -> Job:
-        manifest = read_manifest(self.output_dir, KIND)
-        return Job(
-            id=job_id,
-            status=JobStatus.SUCCEEDED,
-            model=str(self.output_dir),
-            finished=datetime.fromisoformat(manifest.created),
-            trained_tokens=round(manifest.metrics.get("tokens", 0)),
-            raw=manifest,
-        )
-
-    def _list_events(self, job_id: str) -> list[JobEvent]:
-        saved = self._retrieve(job_id).status is JobStatus.SUCCEEDED
-        journal = Journal(self.output_dir / EVENTS if saved else self._folder.events)
-        try:
-            return [_event(record) for record in journal.records()]
-        except FileNotFoundError:  # it has just moved to the model's folder
-            return self._list_events(job_id)
-
-    def _cancel(self, job_id: str) -> Job:
-        self._folder.cancel()
-        return self._retrieve(job_id)
 
     def _fingerprint(self) -> str:
         return self._fingerprint_of(*self._data())
@@ -459,16 +366,6 @@ def _say_whether_better(metrics: Mapping[str, float]) -> None:
             tuned,
             base,
         )
-
-
-def _event(record: Mapping[str, Any]) -> JobEvent:
-    metrics = record["data"]
-    return JobEvent(datetime.fromisoformat(record["time"]), "info", _message(metrics), metrics)
-
-
-def _message(metrics: Mapping[str, float]) -> str:
-    parts = [f"{name} {value:.4f}" for name, value in metrics.items() if "loss" in name]
-    return f"step {metrics['step']:.0f} of {metrics['steps']:.0f}: {', '.join(parts)}"
 
 
 def _plain_lora(lora: Mapping[str, Any]) -> dict[str, Any]:

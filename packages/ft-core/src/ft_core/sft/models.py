@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,6 +98,12 @@ def context_window(model: Any) -> int:
     """Return how many tokens the model can take, prompt and answer together."""
     config = model.config.get_text_config()
     return int(getattr(config, "max_position_embeddings", None) or _WINDOW)
+
+
+def keeps_positions(model: Any) -> bool:
+    """Say whether a model computes the logits of chosen positions only, by `logits_to_keep`."""
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model  # of peft
+    return "logits_to_keep" in inspect.signature(whole.forward).parameters
 
 
 def greedy(model: Any, **changes: Any) -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from trl import SFTTrainer
+
+from ft_core.sft.models import keeps_positions
 
 _IGNORED = -100  # the label of what is not learned
 
@@ -21,11 +22,10 @@ class AnswerTrainer(SFTTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        whole = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self._can_select = (
             self.accelerator.device.type != "cuda"
             and not self.aux_loss_enabled
-            and "logits_to_keep" in inspect.signature(whole.forward).parameters
+            and keeps_positions(self.model)
         )
 
     def compute_loss(
