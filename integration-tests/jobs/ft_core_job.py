@@ -42,7 +42,8 @@ QUESTIONS = {
 
 def main() -> None:
     for module in pkgutil.walk_packages(ft_core.__path__, "ft_core."):
-        if module.name != "ft_core.sft.training":  # no other needs an extra to be imported
+        # No other needs an extra to be imported.
+        if module.name not in ("ft_core.sft.trainer", "ft_core.sft.training"):
             importlib.import_module(module.name)
 
     path = Path("pottery.json")

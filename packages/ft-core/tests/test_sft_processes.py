@@ -30,8 +30,8 @@ class Watch(TrainerCallback):
     def on_train_begin(self, args, state, control, model, **kwargs):
         def note(module, given, named):
             if module.training:
-                for row in named["labels"].tolist():
-                    print(json.dumps([t for t in row if t != -100]), file=seen, flush=True)
+                for row, mask in zip(named["input_ids"], named["attention_mask"].bool()):
+                    print(json.dumps(row[mask].tolist()), file=seen, flush=True)
         model.register_forward_pre_hook(note, with_kwargs=True)
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -80,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Launched:
     output: str
     seen: list[str]
-    """The answers that went through a model in training."""
+    """The examples that went through a model in training."""
     ends: list[str]
     """How each process ended."""
 

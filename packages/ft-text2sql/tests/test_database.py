@@ -449,8 +449,6 @@ def test_the_usual_pool_of_a_database_in_memory_works_too() -> None:
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg", ""])
 def test_any_driver_of_postgresql_will_do(postgres_url: str, driver: str) -> None:
-    if driver:
-        pytest.importorskip(driver)
     name = f"postgresql+{driver}" if driver else "postgresql"
     database = ReadOnlyDatabase(make_url(postgres_url).set(drivername=name))
     assert database.execute("SELECT name FROM customers WHERE id = 1").rows == [("Ada",)]

@@ -39,16 +39,19 @@ class AnswerTrainer(SFTTrainer):
 
         Args:
             model: of transformers.
-            inputs: `input_ids` and `labels` of shape (examples, tokens), and what belongs to them.
+            inputs: `input_ids` with `labels` or `shift_labels`, each of shape (examples, tokens),
+                and what belongs to them.
             return_outputs: whether to return (loss, outputs).
             num_items_in_batch: how many tokens the mean is over; those of `inputs` by default.
         """
         if return_outputs or not self._can_select:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs["labels"][:, 1:]
+        # What each position is to foretell; collators of packed examples say so themselves.
+        told = inputs.get("shift_labels")
+        labels = inputs["labels"][:, 1:] if told is None else told
         places = (labels != _IGNORED).any(dim=0).nonzero().flatten()
         labels = labels[:, places]
-        given = {name: value for name, value in inputs.items() if name != "labels"}
+        given = {name: inputs[name] for name in inputs if name not in ("labels", "shift_labels")}
         logits = model(**given, use_cache=False, logits_to_keep=places).logits
         losses = torch.nn.functional.cross_entropy(
             logits.float().flatten(0, 1),
