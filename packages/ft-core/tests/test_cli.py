@@ -349,14 +349,15 @@ class TestShow:
         assert capsys.readouterr() == ("{}\nafter\n", "noise\nremark\n")
 
     def test_progress_notes(self, capsys) -> None:
-        loggers = [logging.getLogger(name) for name in ("ft_core.jobs", "ft_core.sft.engine")]
+        names = ("ft_core.jobs", "ft_core.sft.engine", "ft_pack.engine")
+        loggers = [logging.getLogger(name) for name in names]
         before = [(logger.level, logger.handlers[:]) for logger in loggers]
-        with progress_notes():
+        with progress_notes("ft_pack"):
             for number, logger in enumerate(loggers):
                 logger.info("step %d", number)
                 logger.debug("detail")
         loggers[0].info("after")
-        assert capsys.readouterr() == ("", "step 0\nstep 1\n")
+        assert capsys.readouterr() == ("", "step 0\nstep 1\nstep 2\n")
         assert [(logger.level, logger.handlers) for logger in loggers] == before
 
 

@@ -7,34 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from llama_index.core.llms import CompletionResponse, CustomLLM, LLMMetadata
-from llama_index.core.llms.callbacks import llm_completion_callback
+from rule_llm import RuleLLM
 
 SHOWN = re.compile(r"Assistant [AB].s Answer\]\n(.*?)\n\[The End of Assistant", re.DOTALL)
-
-
-class RuleLLM(CustomLLM):
-    """Answers what its rule makes of the prompt."""
-
-    rule: Any
-    name: str = "rule-1"
-
-    @property
-    def metadata(self) -> LLMMetadata:
-        return LLMMetadata(model_name=self.name)
-
-    @llm_completion_callback()
-    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        return CompletionResponse(text=self.rule(prompt))
-
-    @llm_completion_callback()
-    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Any:
-        text = self.rule(prompt)
-
-        def pieces() -> Any:
-            yield CompletionResponse(text=text, delta=text)
-
-        return pieces()
 
 
 def by_longer(prompt: str) -> str:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_index.core.llms import CompletionResponse, CustomLLM, LLMMetadata
-from llama_index.core.llms.callbacks import llm_completion_callback
+from rule_llm import RuleLLM
 from sqlalchemy import create_engine, text
 
 HERE = Path(__file__).parent
@@ -159,25 +158,6 @@ def postgres_state(postgres_url: str) -> Callable[[], Any]:
             engine.dispose()
 
     return state
-
-
-class RuleLLM(CustomLLM):
-    """Answers what its rule makes of the prompt."""
-
-    rule: Any
-    name: str = "rule-1"
-
-    @property
-    def metadata(self) -> LLMMetadata:
-        return LLMMetadata(model_name=self.name)
-
-    @llm_completion_callback()
-    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        return CompletionResponse(text=self.rule(prompt))
-
-    @llm_completion_callback()
-    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Any:
-        raise NotImplementedError
 
 
 def _clerk(prompt: str) -> str:

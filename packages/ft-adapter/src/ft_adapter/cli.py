@@ -10,6 +10,7 @@ import typer
 from ft_core.console import JsonOption, note, show
 from ft_core.embed_models import SPEC_HELP, load_embed_model
 from ft_core.indices import load_index
+from ft_core.options import LossOption, SeedOption
 
 adapter = typer.Typer(help="Train and evaluate adapters of embedding models.", no_args_is_help=True)
 
@@ -36,7 +37,7 @@ def train(
     adapter_model: Annotated[
         str, typer.Option("--adapter", help="linear, low_rank, residual or two_layer.")
     ] = "linear",
-    loss: Annotated[str | None, typer.Option(help="Loss by name.")] = None,
+    loss: LossOption = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data, at most.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pairs in a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
@@ -44,7 +45,7 @@ def train(
         float | None, typer.Option(help="How dear a change of the embedding is.")
     ] = None,
     negatives: Annotated[int, typer.Option(help="Hard negatives to mine per question.")] = 0,
-    seed: Annotated[int | None, typer.Option(help="Seed of training.")] = None,
+    seed: SeedOption = None,
     cache: CacheOption = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as a page.")] = None,
     json: JsonOption = False,

@@ -105,16 +105,29 @@ def show_trained(model: Path, report: Report | None, *, html: Path | None, json:
     show({"model": model, "report": report.to_dict()}, report, json=json)
 
 
+def show_losses(document: dict[str, Any], metrics: Mapping[str, float], *, json: bool) -> None:
+    """Print what training an LLM or a judge made, and its losses.
+
+    Args:
+        document: what is printed before them.
+        metrics: of the training; text shows the losses alone, the document all.
+        json: the command's `--json`.
+    """
+    losses = {name: f"{value:.4f}" for name, value in metrics.items() if "loss" in name}
+    text = "\n".join(f"{name:<16}{value}" for name, value in {**document, **losses}.items())
+    show(document | {"metrics": dict(metrics)}, text, json=json)
+
+
 def note(message: str) -> None:
     """Print a remark on stderr: what the command does, or a warning. Never a result."""
     typer.echo(message, err=True)
 
 
 @contextmanager
-def progress_notes() -> Iterator[None]:
-    """Print what engines log of their jobs as remarks, until the block ends."""
+def progress_notes(*packs: str) -> Iterator[None]:
+    """Print what engines log of their jobs, and what these packs log, until the block ends."""
     handler = _Notes(logging.INFO)
-    loggers = [logging.getLogger(name) for name in ("ft_core.jobs", "ft_core.sft")]
+    loggers = [logging.getLogger(name) for name in ("ft_core.jobs", "ft_core.sft", *packs)]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)

@@ -10,6 +10,15 @@ import typer
 from ft_core.console import JsonOption, check_html, show, show_trained
 from ft_core.embed_models import SPEC_HELP, load_embed_model
 from ft_core.indices import load_index
+from ft_core.options import (
+    EpochsOption,
+    LearningRateOption,
+    LoraOption,
+    LossOption,
+    ReportOption,
+    ResumeOption,
+    SeedOption,
+)
 
 if TYPE_CHECKING:
     from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -49,22 +58,20 @@ def train(
     ] = None,
     index: IndexOption = None,
     top_k: TopKOption = 20,
-    loss: Annotated[str | None, typer.Option(help="Loss by name.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
+    loss: LossOption = None,
+    epochs: EpochsOption = None,
     batch_size: Annotated[int | None, typer.Option(help="Pairs in a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    learning_rate: LearningRateOption = None,
     negatives: Annotated[
         int | None, typer.Option(help="Other documents for each relevant one.")
     ] = None,
     passage_tokens: Annotated[
         int | None, typer.Option(help="Tokens of a passage; 0 reads the beginning of a document.")
     ] = None,
-    lora: Annotated[bool, typer.Option(help="Train low-rank updates.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Seed of training.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
-    html: Annotated[
-        Path | None, typer.Option(help="Write the report as a page; needs --validation.")
-    ] = None,
+    lora: LoraOption = False,
+    seed: SeedOption = None,
+    resume: ResumeOption = False,
+    html: ReportOption = None,
     json: JsonOption = False,
 ) -> None:
     """Fine-tune a cross-encoder on DATASET and save it to OUTPUT."""

@@ -8,6 +8,15 @@ from typing import Annotated
 import typer
 
 from ft_core.console import JsonOption, check_html, note, show, show_trained
+from ft_core.options import (
+    EpochsOption,
+    LearningRateOption,
+    LoraOption,
+    LossOption,
+    ReportOption,
+    ResumeOption,
+    SeedOption,
+)
 
 demo = typer.Typer(
     help="Fine-tune an embedding model on a small corpus and prove the gain, start to finish."
@@ -75,17 +84,15 @@ def train(
         Path | None, typer.Option(help="Held-out JSON: reports base against tuned.")
     ] = None,
     preset: Annotated[str, typer.Option(help="default or fast.")] = "default",
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
+    epochs: EpochsOption = None,
     batch_size: Annotated[int | None, typer.Option(help="Documents per batch.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    loss: Annotated[str | None, typer.Option(help="Loss by name.")] = None,
-    lora: Annotated[bool, typer.Option(help="Train low-rank updates.")] = False,
+    learning_rate: LearningRateOption = None,
+    loss: LossOption = None,
+    lora: LoraOption = False,
     negatives: Annotated[int, typer.Option(help="Hard negatives to mine per query.")] = 0,
-    seed: Annotated[int | None, typer.Option(help="Seed of training.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
-    html: Annotated[
-        Path | None, typer.Option(help="Write the report as a page; needs --validation.")
-    ] = None,
+    seed: SeedOption = None,
+    resume: ResumeOption = False,
+    html: ReportOption = None,
     json: JsonOption = False,
 ) -> None:
     """Fine-tune MODEL on DATASET and save it to OUTPUT."""

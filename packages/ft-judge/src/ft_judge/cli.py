@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from ft_core.console import JsonOption, note, show
+from ft_core.console import JsonOption, progress_notes, show, show_losses
+from ft_core.options import DeviceOption, EpochsOption, SeedOption, given
 
 judge = typer.Typer(
     help="Train a judge on a teacher's verdicts, and compare judges.", no_args_is_help=True
 )
 
 TaskOption = Annotated[str, typer.Option(help="What is judged: pairwise or correctness.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or mps; the best.")]
 
 
 @judge.command()
@@ -28,10 +28,10 @@ def train(
         bool, typer.Option("--reasoning", help="Learn the teacher's words, too.")
     ] = False,
     validation: Annotated[Path | None, typer.Option(help="Held-out verdicts.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
+    epochs: EpochsOption = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak; not hosted.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples in a step.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of training.")] = None,
+    seed: SeedOption = None,
     device: DeviceOption = None,
     base_url: Annotated[
         str | None, typer.Option(help="API of an OpenAI-compatible server; OpenAI's by default.")
@@ -41,24 +41,22 @@ def train(
     """Train a judge on VERDICTS; the same command goes on with a run that was cut short."""
     from ft_judge.students import checked_kind, kind_of
 
-    settings: dict[str, Any] = {"base_url": base_url}
     found = checked_kind(kind)
-    found = kind_of(student, settings) if found == "auto" else found
+    found = kind_of(student, {"base_url": base_url}) if found == "auto" else found
     if found == "hosted":
-        passes = {"n_epochs": epochs, "batch_size": batch_size}
-        settings["hyperparameters"] = _given(passes)
-        settings["seed"] = seed
+        passes = given(n_epochs=epochs, batch_size=batch_size)
+        settings = given(base_url=base_url, seed=seed, hyperparameters=passes or None)
         for name, value in (("--learning-rate", learning_rate), ("--device", device)):
             _refuse(name, value, "a service chooses it")
     else:
         _refuse("--base-url", base_url, f"the student is {found}")
-        settings = {
-            "epochs": epochs,
-            "learning_rate": learning_rate,
-            "batch_size": batch_size,
-            "seed": seed,
-            "device": device,
-        }
+        settings = given(
+            epochs=epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+        )
     engine = _engine_class(task)(
         verdicts,
         student,
@@ -66,16 +64,12 @@ def train(
         kind=found,
         reasoning=reasoning,
         val_data=validation,
-        **_given(settings),
+        **settings,
     )
-    job = engine.finetune()
-    note(f"judge: {output}")
-    metrics = getattr(job.raw, "metrics", {}) if found != "hosted" else {}
-    document = {"judge": output, "kind": found, "model": job.model, "metrics": metrics}
-    shown = {name: f"{value:.4f}" for name, value in metrics.items() if "loss" in name}
-    lines = {"judge": output, "kind": found, "model": job.model, **shown}
-    text = "\n".join(f"{name:<16}{value}" for name, value in lines.items())
-    show(document, text, json=json)
+    with progress_notes("ft_judge"):
+        job = engine.finetune()
+    metrics = {} if found == "hosted" else job.raw.metrics
+    show_losses({"judge": output, "kind": found, "model": job.model}, metrics, json=json)
 
 
 @judge.command(name="eval")
@@ -145,10 +139,6 @@ def _name(folder: Path, taken: dict[str, Any]) -> str:
     """Return the folder's name, or its whole path where another judge has that name."""
     name = folder.name or str(folder)
     return str(folder) if name in taken or name == "teacher" else name
-
-
-def _given(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if value is not None and value != {}}
 
 
 def _refuse(option: str, value: Any, reason: str) -> None:

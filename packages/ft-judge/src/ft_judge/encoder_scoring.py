@@ -11,11 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llama_index.core.evaluation import (
-    BaseEvaluator,
-    CorrectnessEvaluator,
-    PairwiseComparisonEvaluator,
-)
+from llama_index.core.evaluation import BaseEvaluator, PairwiseComparisonEvaluator
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
@@ -26,7 +22,7 @@ from ft_judge.calibration import grade_cuts, grade_probabilities, pair_probabili
 from ft_judge.encoder_rows import texts_of
 from ft_judge.prompts import VERDICTS
 from ft_judge.recipe import LLMTask
-from ft_judge.scored import ScoredResult, compared, graded
+from ft_judge.scored import GradingEvaluator, ScoredResult, compared
 from ft_judge.students import EXTRA
 
 logger = logging.getLogger(__name__)
@@ -182,7 +178,7 @@ class EncoderPairwiseEvaluator(PairwiseComparisonEvaluator):
         return compared(query, score, probability, probabilities)
 
 
-class EncoderCorrectnessEvaluator(CorrectnessEvaluator):
+class EncoderCorrectnessEvaluator(GradingEvaluator):
     """Grades an answer by its score.
 
     The result is a `ScoredResult`; its score is the most probable of the grades in the training
@@ -204,28 +200,11 @@ class EncoderCorrectnessEvaluator(CorrectnessEvaluator):
     def _get_prompts(self) -> dict[str, Any]:
         return {}
 
-    async def aevaluate(
-        self,
-        query: str | None = None,
-        response: str | None = None,
-        contexts: Sequence[str] | None = None,
-        reference: str | None = None,
-        sleep_time_in_seconds: int = 0,
-        **kwargs: Any,
-    ) -> ScoredResult:
-        """Grade an answer; `contexts` and further arguments are not looked at.
-
-        Raises:
-            ValueError: `query` or `response` is missing.
-        """
-        if query is None or response is None:
-            raise ValueError("query and response must be provided")
-        await asyncio.sleep(sleep_time_in_seconds)
-        score = await asyncio.to_thread(self._scorer.score, query, reference, response)
+    def _grades(self, query: str, response: str, reference: str | None) -> dict[str, float]:
+        score = self._scorer.score(query, reference, response)
         record = self._record
         found = grade_probabilities(np.array([score]), record.cuts, record.temperature)[0].tolist()
-        probabilities = {str(g): p for g, p in zip(record.grades, found, strict=True)}
-        return graded(query, response, probabilities, self._score_threshold)
+        return {str(grade): p for grade, p in zip(record.grades, found, strict=True)}
 
 
 def encoder_evaluator(

@@ -55,20 +55,41 @@ def compared(
     )
 
 
-def graded(
-    query: str, response: str, probabilities: dict[str, float], threshold: float
-) -> ScoredResult:
-    """Return the result of grading: the most probable grade, which passes from the threshold on."""
-    grade = max(probabilities, key=lambda answer: probabilities[answer])
-    return ScoredResult(
-        query=query,
-        response=response,
-        passing=float(grade) >= threshold,
-        score=float(grade),
-        feedback=grade,
-        probability=probabilities[grade],
-        probabilities=probabilities,
-    )
+class GradingEvaluator(CorrectnessEvaluator):
+    """Grades an answer by the probabilities that `_grades` finds for the grades."""
+
+    async def aevaluate(
+        self,
+        query: str | None = None,
+        response: str | None = None,
+        contexts: Sequence[str] | None = None,
+        reference: str | None = None,
+        sleep_time_in_seconds: int = 0,
+        **kwargs: Any,
+    ) -> ScoredResult:
+        """Grade an answer; `contexts` and further arguments are not looked at.
+
+        Raises:
+            ValueError: `query` or `response` is missing.
+        """
+        if query is None or response is None:
+            raise ValueError("query and response must be provided")
+        await asyncio.sleep(sleep_time_in_seconds)
+        grades = await asyncio.to_thread(self._grades, query, response, reference)
+        grade = max(grades, key=lambda answer: grades[answer])
+        return ScoredResult(
+            query=query,
+            response=response,
+            passing=float(grade) >= self._score_threshold,
+            score=float(grade),
+            feedback=grade,
+            probability=grades[grade],
+            probabilities=grades,
+        )
+
+    def _grades(self, query: str, response: str, reference: str | None) -> dict[str, float]:
+        """Return each grade with its probability; their sum is 1."""
+        raise NotImplementedError
 
 
 class AnswerScorer:
@@ -218,7 +239,7 @@ class LocalJudgePairwiseEvaluator(_Scored, PairwiseComparisonEvaluator):
         return _compared(eval_result.query or "", mean)
 
 
-class LocalJudgeCorrectnessEvaluator(_Scored, CorrectnessEvaluator):
+class LocalJudgeCorrectnessEvaluator(_Scored, GradingEvaluator):
     """Grades an answer by how probable each grade is to a model on this machine.
 
     The result is a `ScoredResult`; its score is the most probable grade.
@@ -236,30 +257,13 @@ class LocalJudgeCorrectnessEvaluator(_Scored, CorrectnessEvaluator):
         super().__init__(llm=llm, eval_template=record.template, score_threshold=score_threshold)
         self._takes(record, scorer)
 
-    async def aevaluate(
-        self,
-        query: str | None = None,
-        response: str | None = None,
-        contexts: Sequence[str] | None = None,
-        reference: str | None = None,
-        sleep_time_in_seconds: int = 0,
-        **kwargs: Any,
-    ) -> ScoredResult:
-        """Grade an answer; `contexts` and further arguments are not looked at.
-
-        Raises:
-            ValueError: `query` or `response` is missing.
-        """
-        if query is None or response is None:
-            raise ValueError("query and response must be provided")
-        await asyncio.sleep(sleep_time_in_seconds)
+    def _grades(self, query: str, response: str, reference: str | None) -> dict[str, float]:
         variables = {
             "query": query,
             "generated_answer": response,
             "reference_answer": reference or NO_REFERENCE,
         }
-        found = await asyncio.to_thread(self._weighed, variables)
-        return graded(query, response, found, self._score_threshold)
+        return self._weighed(variables)
 
 
 def scored_evaluator(

@@ -10,6 +10,14 @@ import typer
 
 from ft_core.console import JsonOption, progress_notes, show
 from ft_core.llms import SPEC_HELP
+from ft_core.options import (
+    DeviceOption,
+    EpochsOption,
+    LearningRateOption,
+    LoraRankOption,
+    SeedOption,
+    sft_settings,
+)
 
 if TYPE_CHECKING:
     from ft_core.jobs import Job
@@ -54,15 +62,13 @@ def train(
     base_model: Annotated[str, typer.Option(help="Hub name or folder of the model to train.")],
     output: Annotated[Path, typer.Option(help="Folder for the student.")],
     validation: ValidationOption = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    epochs: EpochsOption = None,
+    learning_rate: LearningRateOption = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples in a step.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens per example.")] = None,
-    lora_rank: Annotated[
-        int | None, typer.Option(help="Rank of the updates (LoRA); 0 trains all weights.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of training.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps; the best.")] = None,
+    lora_rank: LoraRankOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
     wait: Annotated[
         bool, typer.Option(help="Wait for the end, or train in the background.")
     ] = True,
@@ -71,24 +77,21 @@ def train(
     """Train a student on this machine; the same command goes on with a run that was killed."""
     from ft_core.sft import LocalFinetuneEngine
 
-    settings: dict[str, Any] = {
-        "epochs": epochs,
-        "learning_rate": learning_rate,
-        "batch_size": batch_size,
-        "max_length": max_length,
-        "lora_rank": lora_rank,
-        "seed": seed,
-    }
-    given = {name: value for name, value in settings.items() if value is not None}
-    if lora_rank == 0:
-        given["lora_rank"] = None
+    settings = sft_settings(
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        max_length=max_length,
+        lora_rank=lora_rank,
+        seed=seed,
+    )
     engine = LocalFinetuneEngine(
         base_model,
         data,
         output_dir=output,
         val_data=validation,
         device=device,
-        **given,
+        **settings,
     )
     with progress_notes():
         job = engine.finetune(wait=wait)

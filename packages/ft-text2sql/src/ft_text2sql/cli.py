@@ -7,13 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from ft_core.console import JsonOption, note, show
+from ft_core.console import JsonOption, note, progress_notes, show, show_losses
+from ft_core.options import (
+    DeviceOption,
+    EpochsOption,
+    LearningRateOption,
+    LoraRankOption,
+    SeedOption,
+    sft_settings,
+)
 
 text2sql = typer.Typer(
     help="Train a model to write SQL for a database, and ask it.", no_args_is_help=True
 )
-
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or mps; the best.")]
 
 
 @text2sql.command()
@@ -29,29 +35,24 @@ def train(
     schema_style: Annotated[
         str, typer.Option(help="How the prompt writes tables: typed, lines or create.")
     ] = "typed",
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    epochs: EpochsOption = None,
+    learning_rate: LearningRateOption = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples in a step.")] = None,
-    lora_rank: Annotated[
-        int | None, typer.Option(help="Rank of the updates (LoRA); 0 trains all weights.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of training.")] = None,
+    lora_rank: LoraRankOption = None,
+    seed: SeedOption = None,
     device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
     """Train a model on DATA; the same command goes on with a run that was killed."""
     from ft_text2sql.engine import Text2SQLFinetuneEngine
 
-    settings: dict[str, Any] = {
-        "epochs": epochs,
-        "learning_rate": learning_rate,
-        "batch_size": batch_size,
-        "lora_rank": lora_rank,
-        "seed": seed,
-    }
-    given = {name: value for name, value in settings.items() if value is not None}
-    if lora_rank == 0:
-        given["lora_rank"] = None
+    settings = sft_settings(
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        lora_rank=lora_rank,
+        seed=seed,
+    )
     engine = Text2SQLFinetuneEngine(
         data,
         base_model,
@@ -60,14 +61,11 @@ def train(
         database=None if database is None else _url(database),
         schema_style=schema_style,  # type: ignore[arg-type]  # the engine checks it
         device=device,
-        **given,
+        **settings,
     )
-    job = engine.finetune()
-    metrics = job.raw.metrics
-    note(f"model: {output}")
-    shown = {name: f"{value:.4f}" for name, value in metrics.items() if "loss" in name}
-    text = "\n".join(f"{name:<16}{value}" for name, value in {"model": output, **shown}.items())
-    show({"model": output, "metrics": metrics}, text, json=json)
+    with progress_notes("ft_text2sql"):
+        job = engine.finetune()
+    show_losses({"model": output}, job.raw.metrics, json=json)
 
 
 @text2sql.command()
