@@ -255,7 +255,7 @@ def test_a_missing_key_is_told_first(
     for name in ("COHERE_API_KEY", "CO_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     message = cohere(*arguments, error=True)
-    assert message == "the API key: is missing: set COHERE_API_KEY or CO_API_KEY"
+    assert message == "the API key: is missing; set COHERE_API_KEY or CO_API_KEY"
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
 
 

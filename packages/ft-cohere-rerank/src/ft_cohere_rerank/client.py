@@ -29,7 +29,7 @@ def find_key(api_key: str | None, base_url: str | None) -> str:
     """
     key = api_key or next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
     if not key and base_url is None:
-        raise ArgumentError("the API key", f"is missing: set {' or '.join(KEYS)}")
+        raise ArgumentError("the API key", f"is missing; set {' or '.join(KEYS)}")
     return key or "none"
 
 

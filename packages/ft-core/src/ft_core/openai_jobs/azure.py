@@ -159,10 +159,10 @@ class AzureOpenAIFinetuneEngine(OpenAIFinetuneEngine):
 
         settings = self._llm_settings()
         if not settings["azure_endpoint"]:
-            raise ArgumentError("azure_endpoint", "is missing: set AZURE_OPENAI_ENDPOINT")
+            raise ArgumentError("azure_endpoint", "is missing; set AZURE_OPENAI_ENDPOINT")
         if not settings["api_key"]:
             raise ArgumentError(
-                "api_key", "is missing: set AZURE_OPENAI_API_KEY, pass it, or pass a client"
+                "api_key", "is missing; set AZURE_OPENAI_API_KEY, pass it, or pass a client"
             )
         return openai.AzureOpenAI(timeout=self.timeout, **settings)
 

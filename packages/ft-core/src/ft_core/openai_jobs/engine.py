@@ -432,7 +432,7 @@ class OpenAIFinetuneEngine(JobEngine):
 
         key = self._api_key or os.environ.get("OPENAI_API_KEY")
         if not key and self.base_url is None:
-            raise ArgumentError("api_key", "is missing: set OPENAI_API_KEY, or pass it")
+            raise ArgumentError("api_key", "is missing; set OPENAI_API_KEY, or pass it")
         return openai.OpenAI(api_key=key or "none", base_url=self.base_url, timeout=self.timeout)
 
     def _llm_settings(self) -> dict[str, Any]:
