@@ -543,7 +543,7 @@ class TestJudgements:
         (tmp_path / "bad.jsonl").write_text(line + '"verdict": 0.7}\n')
         assert cli.run(["dataset", "check", str(tmp_path / "bad.jsonl")]) == 1
         assert "bad.jsonl: line 1, verdict: 0.7 is none of" in capsys.readouterr().err
-        (tmp_path / "bad.jsonl").write_text('{"query": "?", "answer": "a", "second_answer": "b"}')
+        (tmp_path / "bad.jsonl").write_text('{"query": "?", "answer": "a", "contexts": ["c"]}')
         assert cli.run(["dataset", "check", str(tmp_path / "bad.jsonl")]) == 1
         assert "bad.jsonl: line 1, task: " in capsys.readouterr().err
 

@@ -103,6 +103,16 @@ def test_a_folder_takes_the_place_of_the_old_one(tmp_path):
     assert names(path.parent) == ["model"]
 
 
+def test_a_folder_has_the_usual_rights(tmp_path):
+    with atomic_folder(tmp_path / "model") as folder:
+        (folder / "mine").touch(mode=0o600)
+        (folder / "tool").touch(mode=0o755)
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    assert (tmp_path / "model" / "mine").stat().st_mode == usual
+    assert (tmp_path / "model" / "tool").stat().st_mode & 0o100
+
+
 def test_an_error_in_the_block_leaves_the_old_folder(tmp_path):
     path = tmp_path / "model"
     put(path, "one")

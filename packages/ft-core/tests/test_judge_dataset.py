@@ -211,6 +211,25 @@ def test_save_and_load(tmp_path):
     assert "null" not in (tmp_path / "d.jsonl").read_text()
 
 
+def test_a_task_that_is_not_named_follows_from_the_fields():
+    pair = JudgeExample(query="q", answer="a", second_answer="b", verdict=1.0)
+    assert pair.task == "pairwise"
+    assert JudgeExample(query="q", answer="a", score=4.0).task == "correctness"
+    for field in ({"contexts": ["c"]}, {"guideline": "Be brief."}):
+        with pytest.raises(DatasetError, match=r"is missing; .* one of pairwise, corr"):
+            JudgeExample(query="q", answer="a", score=1.0, **field)
+
+
+def test_a_broken_line_in_the_middle_of_a_journal_is_an_error(tmp_path):
+    line = (
+        '{"task": "correctness", "query": "q", "answer": "a", "score": 2.0, "metadata": {"n": 1}}'
+    )
+    path = tmp_path / "journal.jsonl"
+    path.write_text(f'{line}\n{{"task": nope}}\n{line}\n')
+    with pytest.raises(DatasetError, match="line 2"):
+        JudgeDataset.load(path)
+
+
 def test_a_journal_loads_with_its_marks_and_without_torn_lines(tmp_path, caplog):
     path = tmp_path / "journal.jsonl"
     first = pair(verdict=1.0, metadata={"id": "a"}).content()

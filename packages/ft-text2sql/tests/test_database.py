@@ -365,6 +365,34 @@ def test_a_locked_file_is_named(
     assert sqlite_database.execute("SELECT 1").rows == [(1,)]
 
 
+def test_waiting_for_a_lock_keeps_to_the_time_limit(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ft_text2sql.sqlite_access._LOCK_SECONDS", 3600)
+    database = ReadOnlyDatabase(shop, limits=Limits(timeout=0.2))
+    with closing(sqlite3.connect(shop, isolation_level=None)) as app:
+        app.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(DatabaseError, match="is locked"):
+            database.execute("SELECT * FROM customers")
+
+
+def test_no_file_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "gone.db"
+    for source in (path, str(path)):
+        with pytest.raises(
+            ArgumentError, match=r"gone\.db: is no file; name a SQLite file or a URL"
+        ):
+            ReadOnlyDatabase(source)
+    with pytest.raises(DatabaseError, match=r"gone\.db: no such file"):
+        ReadOnlyDatabase(f"sqlite:///{path}").as_sql_database()
+    assert not path.exists()
+
+
+def test_a_driver_that_is_missing_is_named() -> None:
+    with pytest.raises(ArgumentError, match="needs a driver that is not installed: pymssql"):
+        ReadOnlyDatabase("mssql+pymssql://me:secret@host/shop")
+
+
 def test_what_is_no_database_is_named(
     sqlite_database: ReadOnlyDatabase, shop: Path, tmp_path: Path
 ) -> None:
@@ -512,7 +540,7 @@ def test_other_databases_are_refused_unless_it_is_said(shop: Path) -> None:
 
 @pytest.mark.parametrize("source", [3, None, "no url", "nosuch://user:hunter2@host/x"])
 def test_what_is_no_source_is_named(source: Any) -> None:
-    with pytest.raises(ArgumentError, match="source") as caught:
+    with pytest.raises(ArgumentError, match="database") as caught:
         ReadOnlyDatabase(source)
     assert "hunter2" not in str(caught.value)
 

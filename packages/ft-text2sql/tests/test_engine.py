@@ -297,6 +297,7 @@ def test_a_saved_engine_comes_back(trained: Text2SQLFinetuneEngine, url: str) ->
         "max_schema_tokens": 1000,
         "version": 1,
         "dialects": ["sqlite"],
+        "tables": ["city", "lake", "state"],
     }
     assert url not in json.dumps(manifest)
     loaded = Text2SQLFinetuneEngine.load(trained.output_dir, device="cpu")
@@ -331,6 +332,40 @@ def test_a_prompt_of_another_release_is_refused(
     (folder / "ft.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match="was not trained to write SQL"):
         Text2SQLFinetuneEngine.load(folder)
+
+
+def test_a_view_that_the_app_does_not_list_is_said(
+    base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "viewed.db"
+    with closing(sqlite3.connect(file)) as connection:
+        connection.executescript(GEO + "CREATE VIEW big AS SELECT * FROM city WHERE people > 15;")
+    engine = Text2SQLFinetuneEngine(
+        questions(), base, tmp_path / "sql", database=file, **FULL | {"epochs": 1}
+    )
+    engine.finetune()
+    assert "train: the SQL of 1 of 5 examples would not run on its schema" in caplog.text
+    assert "'Throw it all away.'" in caplog.text
+    engine.get_query_engine(file)
+    assert "does not list" not in caplog.text
+    live = create_engine(f"sqlite:///{file}")
+    engine.get_query_engine(SQLDatabase(live))
+    live.dispose()
+    assert "trained with tables that this database does not list: big" in caplog.text
+
+
+def test_other_settings_replace_a_model_and_say_so(
+    base: str, url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fast = FULL | {"epochs": 1}
+    for seed in (1, 2):
+        assert "it is replaced" not in caplog.text
+        Text2SQLFinetuneEngine(
+            questions(), base, tmp_path / "sql", database=url, seed=seed, **fast
+        ).finetune()
+    assert "sql: was trained with other data or settings; it is replaced" in caplog.text
+    shown = (tmp_path / "sql" / "model.safetensors").stat().st_mode & 0o777
+    assert shown == (tmp_path / "sql" / "ft.json").stat().st_mode & 0o777
 
 
 def test_another_dialect_is_said(
@@ -487,6 +522,13 @@ def test_the_commands_train_and_ask(
     printed = capfd.readouterr()
     assert printed.out == "name\ncob\n"
     assert "SELECT name FROM city ORDER BY people DESC LIMIT 1" in printed.err
+    assert run([*ask, "Throw it all away."]) == 1
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert "DROP TABLE city\n" in printed.err
+    assert "Error: the statement begins with 'DROP'" in printed.err
+    assert run([*ask, " "]) == 1
+    assert "Error: QUESTION: is empty" in capfd.readouterr().err
     ask[4] = str(tmp_path / "absent.db")
     assert run([*ask, "How many?"]) == 1
     assert "absent.db: is no file" in capfd.readouterr().err

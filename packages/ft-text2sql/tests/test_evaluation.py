@@ -138,7 +138,7 @@ def test_execution_accuracy(url, gold, written, correct):
     assert run.scores["valid_sql"]["1"] == 1
 
 
-def test_right_sql_that_gives_nothing_to_compare_with_is_told_and_left_out(url):
+def test_right_sql_that_gives_nothing_to_compare_with_is_told_and_left_out(url, caplog):
     asked = []
 
     def writer(question):
@@ -151,6 +151,7 @@ def test_right_sql_that_gives_nothing_to_compare_with_is_told_and_left_out(url):
         "What is written?": "UPDATE customers SET credit = 0",
     }
     report = evaluate_text2sql(writer, dataset(pairs), url)
+    assert "2 of 7 questions are left out" in caplog.text
     assert report.excluded.keys() == {"6", "7"}
     assert "no such column: nonsense" in report.excluded["6"]
     assert report.size == 5

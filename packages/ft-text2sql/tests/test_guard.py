@@ -197,6 +197,42 @@ def test_a_schema_check_names_what_is_missing_and_what_is_near(sql: str, words: 
     assert words in caught.value.reason
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        'SELECT max("grosse") FROM t',
+        'SELECT "grosse" FROM t',
+        'SELECT name, ("grosse") AS g FROM t',
+        'SELECT name FROM t ORDER BY "grosse"',
+        'SELECT count(*) FROM t GROUP BY "grosse"',
+        'SELECT count(DISTINCT "grosse") FROM t',
+        'SELECT name FROM t WHERE "grosse" > 5',
+        "SELECT name FROM t WHERE \"grosse\" IN ('a', 'b')",
+        'SELECT name FROM t WHERE ("grosse") BETWEEN 1 AND 2',
+    ],
+)
+def test_text_in_double_quotes_is_no_column_where_text_makes_no_sense(sql: str) -> None:
+    with pytest.raises(SchemaError, match="there is no column 'grosse'"):
+        check_schema(sql, {"t": ["name", "größe"]}, "sqlite")
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        'name = "Oslo"',
+        '"Oslo" = name',
+        'name LIKE "O%"',
+        'name IN ("Oslo", "Lund")',
+        'name BETWEEN "A" AND "M"',
+        'lower(name) = lower("Oslo")',
+        'name || "x" = (SELECT max(name) FROM t)',
+        'coalesce(name, "none") = "Oslo"',
+    ],
+)
+def test_text_in_double_quotes_is_text_to_sqlite(condition: str) -> None:
+    check_schema(f"SELECT name FROM t WHERE {condition}", {"t": ["name", "größe"]}, "sqlite")
+
+
 def test_a_column_in_double_quotes_must_exist_in_postgresql() -> None:
     with pytest.raises(SchemaError, match="Oslo"):
         check_schema('SELECT id FROM customers WHERE city = "Oslo"', SCHEMA, "postgres")

@@ -397,7 +397,7 @@ class EmbeddingAdapterFinetuneEngine:
         import copy
 
         from ft_adapter import adapters
-        from ft_adapter.training import pick_device
+        from ft_core.training import device_named
 
         made: dict[str, Callable[[], Any]] = {
             "linear": lambda: adapters.LinearLayer(dimension, dimension, bias=self.bias),
@@ -411,7 +411,7 @@ class EmbeddingAdapterFinetuneEngine:
         }
         given = self.adapter_model
         adapter = made[given]() if isinstance(given, str) else copy.deepcopy(given)
-        return adapter.to(pick_device(self.device))
+        return adapter.to(device_named(self.device))
 
     def _train(
         self, adapter: Any, vectors: Vectors, negatives: Mapping[str, Sequence[str]] | None

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ft_adapter.training import Rankings, ids_of, pick_device, retrieved
+from ft_adapter.training import Rankings, ids_of, retrieved
 from ft_core.datasets import EmbeddingQAFinetuneDataset
 from ft_core.errors import ArgumentError
 from ft_core.evaluation import DEFAULT_METRICS, Evaluation
 from ft_core.metrics import Qrels, score_rankings
 from ft_core.report import Report
+from ft_core.training import device_named
 
 if TYPE_CHECKING:
     from llama_index.core import VectorStoreIndex
@@ -68,7 +69,7 @@ def evaluate_adapters(
     )
     evaluations = [evaluation(IDENTITY, data, vectors, None, "query")]
     for name, saved in loaded.items():
-        module = saved.adapter.to(pick_device(device))
+        module = saved.adapter.to(device_named(device))
         evaluations.append(evaluation(name, data, vectors, module, saved.sides))
     return Report(evaluations, data, title="Adapters and the embedding model alone")
 

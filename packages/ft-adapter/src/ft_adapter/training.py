@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -293,19 +292,3 @@ def _named(runs: Sequence[HeldOut], found: Sequence[NDArray[np.int64]]) -> Ranki
 
 def _exhausted(means: Sequence[float], patience: int) -> bool:
     return patience > 0 and len(means) - 1 - int(np.argmax(means)) >= patience
-
-
-def pick_device(device: Any = None) -> torch.device:
-    """Return the device asked for, or the best there is.
-
-    Raises:
-        ArgumentError: torch knows no such device.
-    """
-    if device is not None:
-        try:
-            return torch.device(device)
-        except (RuntimeError, TypeError) as error:
-            raise ArgumentError("device", f"{device!r} cannot be used: {error}") from None
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -291,10 +291,10 @@ def _kind(source: Path) -> type[Examples]:
         return PreferenceDataset
     if "messages" in fields:
         return ChatDataset
-    if "second_answer" in fields or {"task", "answer"} <= fields:
-        return JudgeDataset
-    if "sql" in fields:
+    if {"sql", "question"} & fields:
         return Text2SQLDataset
+    if "answer" in fields:
+        return JudgeDataset
     return RerankDataset if {"query", "documents"} & fields else ChatDataset
 
 

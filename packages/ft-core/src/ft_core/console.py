@@ -39,6 +39,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
+from tqdm import tqdm
 
 from ft_core.errors import ArgumentError
 
@@ -127,7 +128,7 @@ def note(message: str) -> None:
 def progress_notes(*packs: str) -> Iterator[None]:
     """Print what engines log of their jobs, and what these packs log, until the block ends."""
     handler = _Notes(logging.INFO)
-    loggers = [logging.getLogger(name) for name in ("ft_core.jobs", "ft_core.sft", *packs)]
+    loggers = [logging.getLogger(name) for name in (*_TOLD, *packs)]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)
@@ -140,9 +141,13 @@ def progress_notes(*packs: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
+_TOLD = ("ft_core.jobs", "ft_core.sft", "ft_core.datasets")
+
+
 class _Notes(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        note(record.getMessage())
+        # Above a bar that is being drawn, not behind it.
+        tqdm.write(record.getMessage(), file=sys.stderr)
 
 
 @contextmanager

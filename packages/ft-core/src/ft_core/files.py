@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import threading
 import uuid
 from collections.abc import Iterator
@@ -62,6 +63,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
+        _open_to_readers(partial)
         if path.exists():
             # A directory cannot be replaced in one call; `restore_folder` mends a kill here.
             replaced = _replaced(path)
@@ -74,6 +76,17 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         restore_folder(path)
         raise
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Give the files that a library made for this user alone, as safetensors does, the usual mode.
+
+    Else what one user trains, a service under another account could not load.
+    """
+    usual = folder.stat().st_mode & 0o666  # the folder has the mode that the umask leaves
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink() and stat.S_IMODE(file.stat().st_mode) == 0o600:
+            file.chmod(usual)
 
 
 def restore_folder(path: Path | str) -> None:

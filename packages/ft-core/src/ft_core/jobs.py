@@ -462,10 +462,13 @@ class JobEngine(ABC):
         return job
 
     def _log(self, event: JobEvent) -> None:
-        key = (event.time, event.level, event.message, repr(sorted(event.data.items())))
-        if key not in self._logged:
+        if (key := _key(event)) not in self._logged:
             self._logged.add(key)
             self._tell(event.message)
+
+    def _take_as_told(self, job_id: str) -> None:
+        """Log nothing of what the job has reported so far, to an earlier process."""
+        self._logged.update(map(_key, self._list_events(job_id)))
 
     def _succeeded(self, job: Job) -> Job:
         if job.status is JobStatus.SUCCEEDED:
@@ -483,6 +486,10 @@ class JobEngine(ABC):
             f"The job goes on; wait() again, or later "
             f"{type(self).__name__}.from_job_id({job_id!r}).wait()"
         )
+
+
+def _key(event: JobEvent) -> tuple[Any, ...]:
+    return event.time, event.level, event.message, repr(sorted(event.data.items()))
 
 
 def _progress_text(job: Job, events: list[JobEvent]) -> str:

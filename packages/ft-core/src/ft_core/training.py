@@ -32,6 +32,22 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def device_named(name: Any) -> torch.device:
+    """Return the device of a name such as "cuda:1"; of None the best.
+
+    Raises:
+        ArgumentError: PyTorch knows no such device.
+    """
+    import torch
+
+    if name is None:
+        return best_device()
+    try:
+        return torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise ArgumentError("device", f"{name!r} cannot be used: {first_line(error)}") from None
+
+
 def has_fast_bf16(device: torch.device) -> bool:
     """Say whether the device multiplies in bfloat16 faster than in float32."""
     import torch

@@ -28,7 +28,7 @@ from ft_core.errors import TrainingError
 from ft_core.files import atomic_folder
 from ft_core.sft.job_folder import Cancelled
 from ft_core.sft.training import keeping_random_state
-from ft_core.training import best_device, quiet_unless_terminal, trainer_arguments, writing
+from ft_core.training import device_named, quiet_unless_terminal, trainer_arguments, writing
 from ft_core.weights import add_lora, freeze_lowest, merge_lora, set_dropout
 from ft_judge.calibration import AS_TRAINED
 from ft_judge.encoder_model import (
@@ -106,7 +106,7 @@ def train(run: Run) -> Trained:
 def _trained(run: Run) -> Trained:
     started = time.perf_counter()
     settings = run.settings
-    device = torch.device(run.device) if run.device else best_device()
+    device = device_named(run.device)
     encoder, tokenizer, has_head = load_encoder(run.base_model, device, settings.seed)
     max_length = min(window(encoder, tokenizer), settings.max_length or math.inf)
     reader = Reader(tokenizer, int(max_length))

@@ -269,9 +269,8 @@ def _reference_texts(examples: Sequence[JudgeExample], reference: str) -> dict[s
     texts = {}
     for number, example in enumerate(examples, 1):
         label = _teacher(example) if reference == "teacher" else example.human
-        if label is not None:
-            words = example.reasoning if reference == "teacher" else example.user_feedback
-            texts[str(number)] = _worded(example.task, label, words)
+        words = example.reasoning if reference == "teacher" else example.user_feedback
+        texts[str(number)] = _worded(example.task, label, words)
     return texts
 
 
@@ -306,6 +305,11 @@ def _remarks(examples: Sequence[JudgeExample], references: Sequence[str]) -> lis
             f"The teacher contradicts itself on {torn} of {len(examples)} pairs when the order "
             "changes; agreement with it is measured on the others."
         )
+    for name in references:
+        said = [e.label if name == "teacher" else e.human for e in examples]
+        if silent := said.count(None):
+            who = "The teacher" if name == "teacher" else "People"
+            remarks.append(f"{who} gave no verdict on {silent} of {len(examples)} examples.")
     repeats = len(examples) - len({example.judged_content() for example in examples})
     if repeats:
         remarks.append(f"{repeats} of {len(examples)} examples repeat the answers of another.")

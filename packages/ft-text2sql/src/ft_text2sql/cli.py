@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -58,7 +58,7 @@ def train(
         base_model,
         output,
         val_data=validation,
-        database=None if database is None else _url(database),
+        database=database,
         schema_style=schema_style,  # type: ignore[arg-type]  # the engine checks it
         device=device,
         **settings,
@@ -78,30 +78,20 @@ def ask(
     json: JsonOption = False,
 ) -> None:
     """Let the model write a query for QUESTION, and run it read-only."""
+    from ft_core.errors import ArgumentError
     from ft_text2sql.engine import Text2SQLFinetuneEngine
+    from ft_text2sql.errors import SQLError
 
+    if not question.strip():
+        raise ArgumentError("QUESTION", "is empty")
     engine = Text2SQLFinetuneEngine.load(model, device=device)
-    response = engine.get_query_engine(_url(database), n=n).query(question)
+    response = engine.get_query_engine(database, n=n).query(question)
     metadata = response.metadata or {}
     note(metadata["sql_query"])
-    show({"response": str(response), **metadata}, _text(str(response), metadata), json=json)
-
-
-def _text(response: str, metadata: dict[str, Any]) -> str:
-    """Return the rows, tab-separated, below the columns' names; or the error."""
-    if "result" not in metadata:
-        return response
+    if metadata["error"] is not None:
+        raise SQLError(metadata["error"])
+    if metadata["truncated"]:
+        note(f"the first {len(metadata['result']):,} rows; there are more")
     lines = [metadata["col_keys"], *metadata["result"]]
-    return "\n".join("\t".join(map(str, line)) for line in lines)
-
-
-def _url(database: str) -> str:
-    """Return a URL; of a file's name, SQLite's."""
-    from ft_core.errors import ArgumentError
-
-    if "://" in database:
-        return database
-    path = Path(database).expanduser().resolve()
-    if not path.is_file():  # SQLite would make an empty one
-        raise ArgumentError("--database", f"{database}: is no file; write a file or a URL")
-    return f"sqlite:///{path}"
+    text = "\n".join("\t".join(map(str, line)) for line in lines)
+    show({"response": str(response), **metadata}, text, json=json)

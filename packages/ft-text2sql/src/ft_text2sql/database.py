@@ -56,7 +56,8 @@ class ReadOnlyDatabase:
     added to its SQLite connections are not there. Any number of threads may use one object.
 
     Args:
-        source: LlamaIndex's SQLDatabase, a SQLAlchemy engine (async ones too) or a URL.
+        source: LlamaIndex's SQLDatabase, a SQLAlchemy engine (async ones too), a URL, or the path
+            of a SQLite file.
         tables: the tables and views that may be read, "schema.table" where a schema is written;
             by default those that the SQLDatabase lists, and for an engine or a URL all that are
             not the system's.
@@ -72,7 +73,7 @@ class ReadOnlyDatabase:
 
     def __init__(
         self,
-        source: SQLDatabase | Engine | URL | str,
+        source: SQLDatabase | Engine | URL | Path | str,
         *,
         tables: Collection[str] | None = None,
         functions: Collection[str] = (),
@@ -149,6 +150,8 @@ class ReadOnlyDatabase:
         """
         from ft_text2sql.guarded import GuardedSQLDatabase
 
+        # Of a SQLite file that is not there, SQLAlchemy would make an empty one.
+        self.execute("SELECT 1")
         return GuardedSQLDatabase(self, self._described())
 
     def _described(self) -> SQLDatabase:
@@ -244,15 +247,26 @@ def _parts(source: Any) -> tuple[Any, Collection[str] | None, str | None]:
     from sqlalchemy import create_engine
     from sqlalchemy.engine import URL, Engine
 
+    if isinstance(source, Path) or (isinstance(source, str) and "://" not in source):
+        path = Path(source).expanduser().resolve()
+        if not path.is_file():
+            raise ArgumentError("database", f"{source}: is no file; name a SQLite file or a URL")
+        source = URL.create("sqlite", database=str(path))
     if isinstance(source, str | URL):
         try:
             return create_engine(source), None, None
+        except ModuleNotFoundError as error:
+            raise ArgumentError(
+                "database",
+                f"needs a driver that is not installed: {error.name}; of PostgreSQL: "
+                'pip install "ft-text2sql[postgres]"',
+            ) from None
         except Exception as error:
             # The cause is left out: it may quote the URL, and that holds the password.
             raise ArgumentError(
-                "source",
+                "database",
                 f"is no URL that SQLAlchemy can use ({type(error).__name__}); write it like "
-                "sqlite:///shop.db or postgresql+psycopg://user@host/shop, and install its driver",
+                "sqlite:///shop.db or postgresql+psycopg://user@host/shop",
             ) from None
     if isinstance(source, Engine):
         return source, None, None
@@ -264,7 +278,7 @@ def _parts(source: Any) -> tuple[Any, Collection[str] | None, str | None]:
     if isinstance(source, SQLDatabase):
         return source.engine, list(source.get_usable_table_names()), source._schema
     raise ArgumentError(
-        "source", f"is a SQLDatabase, an engine or a URL, not a {type(source).__name__}"
+        "database", f"is a SQLDatabase, an engine, a URL or a file, not a {type(source).__name__}"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,7 +186,7 @@ class Text2SQLFinetuneEngine(LocalFinetuneEngine):
 
         Returns:
             The engine; `response.metadata` has `sql_query`, `result` and `col_keys` as LlamaIndex
-            has them, and `candidates`, `votes` and `repaired` of `Text2SQLRetriever`.
+            has them, and what `Text2SQLRetriever` adds.
 
         Raises:
             ArtifactError: nothing is trained yet.
@@ -205,6 +205,8 @@ class Text2SQLFinetuneEngine(LocalFinetuneEngine):
         database = guarded(sql_database, tables, limits)
         record, prompt = _recorded(self.output_dir)
         _say_if_other_dialect(record.get("dialects", ()), database.read_only.dialect)
+        if tables is None:
+            _say_if_tables_lack(record.get("tables", ()), database.get_usable_table_names())
         retriever = Text2SQLRetriever(
             database,
             llm or self.get_finetuned_model(),
@@ -235,7 +237,8 @@ class Text2SQLFinetuneEngine(LocalFinetuneEngine):
             data = maker.dataset(Text2SQLDataset.coerce(self.train_data), "train")
             if self.val_data is not None:
                 validation = maker.dataset(Text2SQLDataset.coerce(self.val_data), "val_data")
-        self.extra = {RECORD: self.prompt.to_dict() | {"dialects": sorted(maker.dialects)}}
+        trained = {"dialects": sorted(maker.dialects), "tables": sorted(maker.tables)}
+        self.extra = {RECORD: self.prompt.to_dict() | trained}
         return data, validation
 
 
@@ -255,6 +258,16 @@ def _recorded(folder: Path | str) -> tuple[dict[str, Any], SQLPrompt]:
         return dict(record), prompt_of(record)
     except ArgumentError as error:
         raise ArtifactError(f"{folder}: {error}") from error
+
+
+def _say_if_tables_lack(trained: Sequence[str], usable: Iterable[str]) -> None:
+    lacking = sorted(set(trained) - set(usable))
+    if lacking:
+        logger.warning(
+            "the model was trained with tables that this database does not list: %s; of views, "
+            "make the SQLDatabase with view_support=True, or train with the same SQLDatabase",
+            ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else ""),
+        )
 
 
 def _say_if_other_dialect(trained: Sequence[str], dialect: str) -> None:

@@ -7,6 +7,7 @@ report.save_html("sql.html")
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from llama_index.core.prompts import BasePromptTemplate
 
     from ft_text2sql.schema import Schema
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["EVALUATION_LIMITS", "Text2SQLReport", "evaluate_text2sql"]
 
@@ -131,6 +134,16 @@ def evaluate_text2sql(
             raise DatasetError(
                 f"none of its {len(dataset)} SQL queries gives a result to compare with; the "
                 f"first: {first}"
+            )
+        if excluded:
+            number, why = next(iter(excluded.items()))
+            logger.warning(
+                "%d of %d questions are left out: their own SQL gives nothing to compare with; "
+                "question %s: %s",
+                len(excluded),
+                len(dataset),
+                number,
+                why,
             )
         answers, seconds = {}, {}
         for writer in ready:

@@ -51,7 +51,8 @@ class SchemaLinker:
     def __init__(
         self, schema: Schema, write: Callable[[Schema], str], values: Values | None = None
     ) -> None:
-        self._schema = schema
+        self.schema = schema
+        """All tables."""
         self._values = values
         self._sizes = [
             estimated_tokens(write(Schema((table,), schema.dialect)) + "\n")
@@ -60,7 +61,7 @@ class SchemaLinker:
 
     def knows(self, tables: Iterable[str]) -> bool:
         """Say whether the schema has all of these tables."""
-        return all(self._schema.table(name) is not None for name in tables)
+        return all(self.schema.table(name) is not None for name in tables)
 
     def link(
         self,
@@ -78,7 +79,7 @@ class SchemaLinker:
             keep: tables that are chosen in any case.
             among: only these; all by default.
         """
-        tables = self._schema.tables
+        tables = self.schema.tables
         candidates = self._indices(among) if among is not None else list(range(len(tables)))
         if sum(self._sizes[i] for i in candidates) <= tokens:
             return self._select(candidates)
@@ -91,12 +92,12 @@ class SchemaLinker:
         return self._select(chosen)
 
     def _select(self, indices: Iterable[int]) -> Schema:
-        tables = tuple(self._schema.tables[index] for index in sorted(indices))
-        return Schema(tables, self._schema.dialect)
+        tables = tuple(self.schema.tables[index] for index in sorted(indices))
+        return Schema(tables, self.schema.dialect)
 
     def _indices(self, names: Collection[str]) -> list[int]:
-        at = {id(table): index for index, table in enumerate(self._schema.tables)}
-        found = (self._schema.table(name) for name in names)
+        at = {id(table): index for index, table in enumerate(self.schema.tables)}
+        found = (self.schema.table(name) for name in names)
         return sorted({at[id(table)] for table in found if table is not None})
 
     def _ranked(self, question: str, candidates: list[int], kept: list[int]) -> list[int]:
@@ -121,7 +122,7 @@ class SchemaLinker:
             dict.fromkeys(words(" ".join(c.name for c in table.columns)), 1.0)
             | dict.fromkeys(values.get(table.full_name, ()), 1.0)
             | dict.fromkeys(words(table.name), _NAME_WEIGHT)
-            for table in self._schema.tables
+            for table in self.schema.tables
         ]
 
     @functools.cached_property
@@ -132,8 +133,8 @@ class SchemaLinker:
 
     @functools.cached_property
     def _neighbours(self) -> list[set[int]]:
-        found: list[set[int]] = [set() for _ in self._schema.tables]
-        for index, table in enumerate(self._schema.tables):
+        found: list[set[int]] = [set() for _ in self.schema.tables]
+        for index, table in enumerate(self.schema.tables):
             for key in table.foreign_keys:
                 for other in self._indices([key.table]):
                     found[index].add(other)

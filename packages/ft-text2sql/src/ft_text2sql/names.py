@@ -85,7 +85,8 @@ def check_schema(sql: str, schema: Mapping[str, Collection[str]], dialect: str) 
     """Check that every table and column of a query exists.
 
     What cannot be known without the database passes: columns of table functions, and of a star
-    over one. SQLite takes a name in double quotes that no column has for a string; so does this.
+    over one. SQLite takes a name in double quotes that no column has for a string; so does this
+    where a string makes sense: `city = "Oslo"` passes, `max("sise")` names no column.
 
     Args:
         sql: one query.
@@ -165,7 +166,7 @@ class _Names:
                 candidates |= {select.alias for select in _selects(each) if select.alias}
         if name in candidates:
             return
-        if self._dialect == "sqlite" and column.this.args.get("quoted"):
+        if self._dialect == "sqlite" and column.this.args.get("quoted") and _may_be_text(column):
             return
         raise SchemaError(f"there is no column {name!r}{did_you_mean(name, candidates)}")
 
@@ -220,6 +221,22 @@ class _Names:
                     return None
                 result |= columns
         return result
+
+
+def _may_be_text(column: exp.Column) -> bool:
+    """Whether a string in the place of a column would change what a query returns."""
+    node: exp.Expr = column
+    while isinstance(node.parent, exp.Paren):
+        node = node.parent
+    parent = node.parent
+    if isinstance(parent, exp.Select | exp.Alias | exp.AggFunc | exp.Ordered | exp.Group):
+        return False
+    if isinstance(parent, exp.Distinct):
+        return False
+    if isinstance(parent, exp.Predicate):  # of two constants, one is meant to be a column
+        others = [each for each in parent.iter_expressions() if each is not node]
+        return any(each.find(exp.Column, exp.Query) for each in others)
+    return True
 
 
 def _outwards(scope: Scope) -> Iterator[Scope]:

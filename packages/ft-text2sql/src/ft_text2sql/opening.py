@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft_core.errors import ArgumentError, DatasetError
@@ -18,15 +19,15 @@ if TYPE_CHECKING:
 
 
 def guarded(
-    source: SQLDatabase | Engine | URL | str,
+    source: SQLDatabase | Engine | URL | Path | str,
     tables: Collection[Any] | None = None,
     limits: Limits | None = None,
 ) -> GuardedSQLDatabase:
     """Return a read-only SQLDatabase of what LlamaIndex or SQLAlchemy calls a database.
 
     Args:
-        source: LlamaIndex's SQLDatabase, a SQLAlchemy engine or a URL. A guarded SQLDatabase is
-            returned as it is.
+        source: LlamaIndex's SQLDatabase, a SQLAlchemy engine, a URL or a SQLite file. A guarded
+            SQLDatabase is returned as it is.
         tables: what may be read, names or SQLAlchemy's tables; all by default.
         limits: of each query.
 
@@ -39,9 +40,7 @@ def guarded(
             raise ArgumentError("limits", "are those of the guarded database; give them to it")
         return source
     names = None if tables is None else [getattr(table, "name", table) for table in tables]
-    read_only = ReadOnlyDatabase(source, tables=names, limits=limits)
-    check_alive(read_only)
-    return read_only.as_sql_database()
+    return ReadOnlyDatabase(source, tables=names, limits=limits).as_sql_database()
 
 
 def check_alive(database: ReadOnlyDatabase) -> None:

@@ -51,6 +51,7 @@ class Text2SQLRetriever(NLSQLRetriever):
     model gets one more turn, in which it sees its greedy query and the error.
 
     The metadata is LlamaIndex's (`sql_query`, `result`, `col_keys`) and besides
+    `truncated` (whether a limit left rows out), `error` (why there is no result, or None),
     `candidates` (of each its `sql`, number of `rows`, `error` and `mean_logprob`), `votes` (how
     many have the result) and `repaired` (whether the query is of the additional turn).
 
@@ -264,6 +265,8 @@ class Text2SQLRetriever(NLSQLRetriever):
         if is_repaired:
             winner, votes = repaired[0], 1
         steps = {
+            "truncated": winner.result is not None and winner.result.truncated,
+            "error": None if winner.error is None else winner.error.reason,
             "candidates": [one.to_dict() for one in (*election.candidates, *repaired)],
             "votes": votes,
             "repaired": is_repaired,

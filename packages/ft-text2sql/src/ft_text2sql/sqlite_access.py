@@ -109,7 +109,10 @@ class SQLiteAccess:
             raise DatabaseError(f"{self._path}: cannot be opened: {error}") from None
 
     def _protect(self, connection: sqlite3.Connection, limits: Limits, stop: Stop) -> None:
-        # The first statement reads the file; until then no damage or lock shows.
+        # One wait for a lock within the time limit, not one for each statement below: the first
+        # that reads the file shows every lock and damage.
+        connection.execute(f"PRAGMA busy_timeout = {1000 * min(_LOCK_SECONDS, limits.timeout):.0f}")
+        real = {_lower(name) for (name,) in connection.execute("SELECT name FROM sqlite_master")}
         connection.execute("PRAGMA query_only = ON")
         # Functions that hide in views, indexes and default values stay within the list too.
         connection.execute("PRAGMA trusted_schema = OFF")
@@ -128,7 +131,6 @@ class SQLiteAccess:
             # The first use declares a table, which the authorizer would take for a write.
             with suppress(sqlite3.Error):  # not in every build of SQLite
                 connection.execute(f"SELECT 1 FROM {name}('[]') LIMIT 0").close()
-        real = {_lower(name) for (name,) in connection.execute("SELECT name FROM sqlite_master")}
         connection.set_authorizer(self._authorizer(real))
 
     def _authorizer(self, real: Collection[str]) -> Callable[..., int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,9 +15,12 @@ from ft_text2sql.errors import SQLError
 from ft_text2sql.guard import table_names
 from ft_text2sql.identifiers import dialect_name
 from ft_text2sql.linking import SchemaLinker, values_of
+from ft_text2sql.names import check_schema
 from ft_text2sql.opening import guarded, schema_of
 from ft_text2sql.prompt import SQLPrompt
 from ft_text2sql.schema import Schema
+
+logger = logging.getLogger(__name__)
 
 
 class ChatMaker:
@@ -39,6 +43,9 @@ class ChatMaker:
         self._read = functools.cache(self._from_context)
         self.dialects: set[str] = set()
         """Of the examples so far."""
+        self.tables: set[str] = set()
+        """Of the one live database that all examples are about."""
+        self._doubtful: list[str] = []
 
     def dataset(self, data: Text2SQLDataset, name: str) -> ChatDataset:
         """Return the conversations: a system's and a user's message, and the SQL as the answer.
@@ -61,6 +68,7 @@ class ChatMaker:
                 place = f"{name}[{number}]"
                 place = f"{place}.{error.place}" if error.place else place
                 raise DatasetError(error.reason, place=place) from error
+        self._warn_of_doubtful(name, len(examples))
         return ChatDataset(examples=examples)
 
     def close(self) -> None:
@@ -75,8 +83,24 @@ class ChatMaker:
         messages = self._prompt.messages(
             example.question, dialect, linker, keep=_tables_of(sql, dialect)
         )
+        try:
+            check_schema(sql, linker.schema.as_mapping(), dialect)
+        except SQLError as error:
+            self._doubtful.append(f"{example.question!r:.80}: {error.reason}")
         answer = {"role": "assistant", "content": sql}
         return ChatExample(messages=[*messages, answer], metadata={"query": example.question})
+
+    def _warn_of_doubtful(self, name: str, total: int) -> None:
+        if self._doubtful:
+            logger.warning(
+                "%s: the SQL of %d of %d examples would not run on its schema; it is learned as it "
+                "is. The first: %s",
+                name,
+                len(self._doubtful),
+                total,
+                self._doubtful[0],
+            )
+        self._doubtful = []
 
     def _schema_of(self, example: Text2SQLExample) -> tuple[SchemaLinker, str]:
         if self._database is not None:
@@ -106,6 +130,8 @@ class ChatMaker:
         self._opened.append(database.read_only.close)
         if database.engine not in (source, getattr(source, "engine", None)):
             self._opened.append(database.engine.dispose)  # ours, of a URL
+        if key is None:
+            self.tables = {table.name for table in schema.tables}
         linker = self._prompt.linker(schema, values_of(database.read_only, schema))
         self._live[key] = linker, schema.dialect
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -218,9 +219,10 @@ def _is_torn(line: bytes) -> bool:
     try:
         json.loads(text)
     except json.JSONDecodeError as error:
-        # Within an escape or a word, Python reports where that began.
-        ends_there = error.msg.startswith("Unterminated") or len(text) - error.pos < len("\\u0000")
-        return text.startswith("{") and ends_there
+        # Within an escape, a word or a number, Python reports where that began.
+        rest = text[error.pos :]
+        ends_there = error.msg.startswith("Unterminated") or re.fullmatch(r"[-+.\w]*", rest)
+        return text.startswith("{") and bool(ends_there)
     except (ValueError, RecursionError):
         return False
     return False

@@ -66,7 +66,8 @@ class JudgeExample(Example):
     """
 
     task: Task
-    """What is judged."""
+    """What is judged. Where a file does not say: of two answers `pairwise`, of one
+    `correctness`."""
     query: str = ""
     """What was asked; only faithfulness goes without."""
     answer: str
@@ -99,6 +100,19 @@ class JudgeExample(Example):
     that queries have in common."""
     metadata: dict[str, Any] = Field(default_factory=dict)
     """What a journal knows of the judgement, such as its id, time, model and prompt."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_task(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or "task" in value:
+            return value
+        if value.get("contexts") is not None or value.get("guideline") is not None:
+            raise DatasetError(
+                f"is missing; with contexts or a guideline it is one of {', '.join(_NEEDS)}",
+                place="task",
+            )
+        task = "correctness" if value.get("second_answer") is None else "pairwise"
+        return {"task": task, **value}
 
     @field_validator("score", "human", mode="before")
     @classmethod

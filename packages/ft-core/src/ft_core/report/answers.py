@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ft_core.errors import ArgumentError
 from ft_core.report.base import BaseReport
 from ft_core.report.comparison import ALPHA, Difference, check_comparable
-from ft_core.report.text import is_quantity, metric_label, plural
+from ft_core.report.text import is_quantity, metric_label, plural, printable
 
 if TYPE_CHECKING:
     from ft_core.evaluation import AnswerEvaluation
@@ -101,6 +101,16 @@ class AnswerReport(BaseReport["AnswerEvaluation"]):
             plural(self.size, "question"),
             f"questions {self.baseline.dataset_hash[:12]}",
         ]
+
+    def verdict(self, run: str) -> str:
+        """Say in words whether a run is better than the baseline, and where calls failed."""
+        failed = {each.name: len(each.failures) for each in self.runs if each.failures}
+        told = [
+            f" {printable(name)} failed on {failed[name]} of {plural(self.size, *self.nouns)}."
+            for name in dict.fromkeys((run, self.baseline.name))
+            if name in failed
+        ]
+        return super().verdict(run) + "".join(told)
 
     def notes(self) -> list[str]:
         """Return failed calls, estimated tokens, and a warning where the questions are too few."""

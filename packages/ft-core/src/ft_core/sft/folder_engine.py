@@ -58,9 +58,20 @@ class FolderJobEngine(JobEngine):
                 check_output_folder(self.output_dir, self.kind)
                 if not stack.enter_context(self._folder.held()):
                     return False, None
-                if self._saved_fingerprint() == fingerprint:  # by a process that has just ended
+                saved = self._saved_fingerprint()
+                if saved == fingerprint:  # by a process that has just ended
                     return False, None
-                return True, self._folder.opened(fingerprint, self.base_model)
+                if saved is not None:
+                    logger.warning(
+                        "%s: was trained with other data or settings; it is replaced when this "
+                        "training ends",
+                        self.output_dir,
+                    )
+                checkpoint = self._folder.opened(fingerprint, self.base_model)
+                if checkpoint is not None:
+                    logger.info("%s: going on from %s", self.output_dir, Path(checkpoint).name)
+                self._take_as_told(str(self.output_dir))
+                return True, checkpoint
 
             free, checkpoint = from_main_process(opened)
             if not free:
@@ -82,6 +93,7 @@ class FolderJobEngine(JobEngine):
         """Return the job with this data and these settings where it runs or has succeeded."""
         if self._saved_fingerprint() == fingerprint:
             logger.info("%s: is trained already; delete it to train again", self.output_dir)
+            self._take_as_told(str(self.output_dir))
             return self._retrieve(str(self.output_dir))
         self._folder.await_end()
         state = self._folder.state()

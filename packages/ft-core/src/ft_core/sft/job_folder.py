@@ -109,8 +109,14 @@ class JobFolder:
         if self.is_mine:
             yield True
             return
-        self._lock.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            self._lock.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise TrainingError(
+                f"{self.path.parent}: cannot be written to ({error.strerror}); name another "
+                "output folder"
+            ) from error
         try:
             if not _locked(descriptor):
                 yield False

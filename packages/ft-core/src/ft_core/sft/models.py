@@ -13,7 +13,7 @@ from ft_core.artifacts import MANIFEST, read_manifest
 from ft_core.errors import ArgumentError, ArtifactError, first_line
 from ft_core.extras import import_extra
 from ft_core.sft.chat_format import ChatFormat
-from ft_core.training import best_device, has_fast_bf16, quiet_unless_terminal
+from ft_core.training import device_named, has_fast_bf16, quiet_unless_terminal
 
 KIND = "causal-lm"
 """What `ft.json` calls a folder with a fine-tuned language model."""
@@ -129,7 +129,7 @@ def _load(
     torch = import_extra("torch", EXTRA)
     from safetensors import SafetensorError
 
-    place = torch.device(device) if device else best_device()
+    place = device_named(device)
     defaults = {"dtype": _dtype(torch, place)}
     try:
         with quiet_unless_terminal():
