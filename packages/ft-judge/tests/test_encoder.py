@@ -40,7 +40,7 @@ from ft_judge import calibration as cal
 from ft_judge.cli import judge as command
 from ft_judge.encoder import EncoderJudgeStudent
 from ft_judge.encoder_model import Reader, load_encoder, window
-from ft_judge.encoder_rows import neighbour_rows, texts_of
+from ft_judge.encoder_rows import texts_of
 from ft_judge.encoder_settings import EncoderSettings
 from ft_judge.engine import JudgeFinetuneEngine
 from ft_judge.recipe import Recipe
@@ -311,62 +311,19 @@ def test_many_scores_are_rounded_to_halves(base: str, tmp_path: Path) -> None:
 # --- The head ------------------------------------------------------------------------------------
 
 
-def test_a_head_is_taught_without_verdicts() -> None:
-    data = pairs(12, 7)
-    rows = neighbour_rows(data, 30, seed=0)
-    assert len(rows) == 30
-    answers = {}
-    for example in data:
-        for text in (example.answer, example.second_answer):
-            answers[text] = texts_of(example.query, example.reference, "")[0]
-    for row in rows:
-        (question, own), (same, other) = row.texts
-        assert (row.target, question) == (1.0, same)
-        assert answers[own] == question != answers[other]
-    assert len({row.texts[0] for row in rows[:24]}) == 24  # every answer once, then again
-    assert rows == neighbour_rows(data, 30, seed=0)
-    one = JudgeDataset(examples=data.examples[:1])
-    assert neighbour_rows(one, 30, seed=0) == []
-
-
-def test_the_most_similar_question_that_is_not_the_same() -> None:
-    texts = {
-        "how high is the old tower by the harbour of the town": "forty feet",
-        "How high is the old tower by the harbour of the town?": "4 feet",
-        "how deep is the old well by the harbour": "nine feet",
-        "who bakes the bread": "the baker",
-    }
-    data = JudgeDataset(
-        examples=[
-            JudgeExample(task="correctness", query=query, answer=text, score=1.0 + number)
-            for number, (query, text) in enumerate(texts.items())
-        ]
-    )
-    rows = neighbour_rows(data, 4, seed=0)
-    first = {row.texts[0][1]: row.texts[1][1] for row in rows}
-    assert first["forty feet"] == "nine feet"
-    same = [e.model_copy(update={"answer": "Forty  feet"}) for e in data.examples[2:]]
-    alike = JudgeDataset(examples=[data.examples[0], *same])
-    assert neighbour_rows(alike, 9, seed=0) == []  # no answer is better than itself
-
-
 def test_a_plain_encoder_gets_a_head(plain: str, tmp_path: Path) -> None:
     data, unseen = pairs(64, 0), pairs(40, 1)
-    student = student_of(data, plain, tmp_path / "judge", head_pairs=32, head_learning_rate=1e-4)
+    student = student_of(data, plain, tmp_path / "judge")
     job = student.finetune()
     assert "base_loss" not in job.raw.metrics  # what a fresh head says is chance
     judge = student.get_evaluator({})
     agree = np.mean([judged(judge, e).score == e.verdict for e in unseen])
     assert agree > 0.9
-    untaught = student_of(data, plain, tmp_path / "untaught", head_pairs=0)
-    untaught.finetune()
-    taught, other = weights(tmp_path / "judge"), weights(tmp_path / "untaught")
-    assert any(not torch.equal(taught[name], other[name]) for name in taught)
 
 
 def test_lora_and_frozen_layers(base: str, plain: str, tmp_path: Path) -> None:
     data = pairs(16, 8)
-    short = {"epochs": 1, "head_pairs": 8}
+    short = {"epochs": 1}
     student_of(data, base, tmp_path / "frozen", frozen_share=0.5, **short).finetune()
     before, after = weights(Path(base)), weights(tmp_path / "frozen")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -462,14 +419,13 @@ def killed(data: JudgeDataset, base: str, folder: Path, at: int, **settings: Any
 
 def test_a_killed_run_goes_on(plain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = pairs(32, 10)
-    settings: dict[str, Any] = {"epochs": 3, "head_pairs": 16, "dropout": 0.2}
+    settings: dict[str, Any] = {"epochs": 3, "dropout": 0.2}
     whole = student_of(data, plain, tmp_path / "whole", **settings)
     whole.finetune()
     steps = int(whole.events()[-1].data["step"])
-    # No checkpoint of the verdicts yet, but what the head was taught.
+    # Before there is a checkpoint, and after two.
     killed(data, plain, tmp_path / "early", 1, **settings)
     killed(data, plain, tmp_path / "late", steps - 1, **settings)
-    monkeypatch.setattr("ft_judge.encoder_lessons.neighbour_rows", None)
     for name, first in (("early", 1), ("late", steps * 2 // 3 + 1)):
         student = student_of(data, plain, tmp_path / name, **settings)
         logged: list[Any] = []
@@ -725,7 +681,6 @@ def test_bad_settings(base: str, tmp_path: Path) -> None:
         ("frozen_share", -0.1),
         ("max_length", 4),
         ("early_stopping_patience", 0),
-        ("head_pairs", None),
         ("precision", "int4"),
         ("seed", 2**32),
         ("scheduler", "none at all"),

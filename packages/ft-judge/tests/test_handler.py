@@ -311,7 +311,7 @@ def test_an_llm_shared_with_the_app_is_only_seen_when_it_judges(handler, llm_of)
     assert len(record["metadata"]["calls"]) == 1
 
 
-def test_marks(handler, llm_of):
+def test_marks(handler, llm_of, caplog):
     evaluator = PairwiseComparisonEvaluator(llm=llm_of("longer"))
     handler.attach(evaluator)
     result = compare(evaluator)
@@ -325,6 +325,8 @@ def test_marks(handler, llm_of):
     handler.mark(result.model_copy(), human=1.0)
     handler.mark(result, human="first")
     assert handler.failures == {"ArgumentError": 2}
+    assert "JudgeHandler lost a record: judgement: is neither a recorded" in caplog.text
+    assert "Traceback" not in caplog.text
     assert handler.to_dataset().examples[0].human == 0.5
     key = id(result)
     del result

@@ -165,11 +165,13 @@ class Hook(ABC):
                 kind += f" {error.errno}"
             self.failures[kind] += 1
             if self.failures[kind] == 1:
+                slip = isinstance(error, ArgumentError)  # the caller's, which its message explains
                 logger.warning(
-                    "%s failed and lost a record; the app goes on. More errors of this kind are "
-                    "counted in `failures`, not logged.",
+                    "%s lost a record%s; the app goes on. More errors of this kind are counted in "
+                    "`failures`, not logged.",
                     type(self).__name__,
-                    exc_info=True,
+                    f": {error}" if slip else "",
+                    exc_info=not slip,
                 )
 
 

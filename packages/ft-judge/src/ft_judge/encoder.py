@@ -42,9 +42,7 @@ class EncoderJudgeStudent(FolderJobEngine):
     same score (McCullagh's cumulative logits). Probabilities are then calibrated on judgements
     that were not learned.
 
-    A model that is no cross-encoder gets a fresh head, which is first taught without verdicts
-    that an answer to the question is better than one to a similar question: a few hundred
-    verdicts alone teach a fresh head little.
+    A model that is no cross-encoder gets a fresh head.
 
     The model is trained in this process, while you wait. A run that was killed goes on from its
     last epoch when `finetune` is called again with the same data and settings.
@@ -199,7 +197,6 @@ class EncoderJudgeStudent(FolderJobEngine):
                 settings=self.settings,
                 checkpoints=self._folder.path,
                 rows=lessons.rows,
-                head_rows=lessons.head_rows,
                 watched=lessons.watched,
                 cuts=lessons.cuts or None,
                 loss_of=lessons.best_loss,

@@ -11,7 +11,7 @@ from ft_core.datasets import JudgeDataset
 from ft_core.errors import DatasetError
 from ft_judge import calibration
 from ft_judge.calibration import Numbers
-from ft_judge.encoder_rows import Row, grade_rows, grades_in, neighbour_rows, pair_rows
+from ft_judge.encoder_rows import Row, grade_rows, grades_in, pair_rows
 from ft_judge.encoder_scoring import EncoderRecord
 from ft_judge.encoder_settings import EncoderSettings
 
@@ -50,10 +50,6 @@ class Lessons:
     def cuts(self) -> list[float]:
         """Of grades, the scores where one ends and the next begins; of pairs none."""
         return [] if self._pairs else calibration.grade_cuts(self._grades, self._given)
-
-    def head_rows(self) -> list[Row]:
-        """Return what a fresh head is taught first, from what is learned later alone."""
-        return neighbour_rows(self._data, self._settings.head_pairs, self._settings.seed)
 
     def best_loss(self, scores: Numbers) -> float:
         """Return the validation loss at the temperature that fits best."""

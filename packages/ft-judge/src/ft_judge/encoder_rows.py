@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ft_core.datasets import EmbeddingQAFinetuneDataset, JudgeDataset, JudgeExample
-from ft_core.datasets.duplicates import fold
+from ft_core.datasets import JudgeDataset, JudgeExample
 from ft_core.errors import DatasetError
-from ft_core.mining import mine_hard_negatives
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +15,6 @@ Texts = tuple[str, str]
 """The question, with the reference where there is one, and an answer: what is scored."""
 
 _MOST_GRADES = 9  # as many as there are halves from 1 to 5
-_MOST_NEIGHBOURS = 8
 
 
 @dataclass(frozen=True)
@@ -82,61 +78,6 @@ def grade_rows(data: JudgeDataset, grades: Sequence[float]) -> list[Row]:
         )
         for example in data
     ]
-
-
-def neighbour_rows(data: JudgeDataset, count: int, seed: int) -> list[Row]:
-    """Return pairs that need no verdict: an answer to a question, and one to a similar question.
-
-    That the first is the better one is what every judge knows, and a fresh head does not. Of each
-    answer the most similar questions (by BM25) come first; what asks the same in other words is
-    left out.
-
-    Args:
-        data: whose questions and answers are taken.
-        count: how many, at most.
-        seed: which of a similar question's answers are taken.
-    """
-    asked, answers = _answers(data)
-    total = sum(map(len, answers.values()))
-    if len(asked) < 2 or not total:
-        return []
-    ids = {key: query for key, (query, _) in asked.items()}
-    nearest = mine_hard_negatives(
-        EmbeddingQAFinetuneDataset(
-            queries=ids, corpus=ids, relevant_docs={key: [key] for key in ids}
-        ),
-        "bm25",
-        num_negatives=min(_MOST_NEIGHBOURS, -(-count // total)),
-        relative_margin=None,
-        show_progress=False,
-    )
-    rng = random.Random(seed)
-    rows = []
-    for place in range(_MOST_NEIGHBOURS):
-        for key, (query, reference) in asked.items():
-            others = answers[nearest[key][place]] if place < len(nearest[key]) else []
-            for answer in answers[key]:
-                other = rng.choice(others) if others else answer
-                if fold(other) != fold(answer):
-                    both = (texts_of(query, reference, text) for text in (answer, other))
-                    rows.append(Row(tuple(both), 1.0))
-    return rows[:count]
-
-
-def _answers(
-    data: JudgeDataset,
-) -> tuple[dict[str, tuple[str, str | None]], dict[str, list[str]]]:
-    """Return each question with its reference, and its answers that say something."""
-    keys: dict[tuple[str, str | None], str] = {}
-    answers: dict[str, list[str]] = {}
-    for example in data:
-        question = (example.query, example.reference)
-        key = keys.setdefault(question, f"q{len(keys)}")
-        there = answers.setdefault(key, [])
-        for answer in (example.answer, example.second_answer):
-            if answer and answer.strip() and answer not in there:
-                there.append(answer)
-    return {key: question for question, key in keys.items()}, answers
 
 
 def _both(example: JudgeExample) -> tuple[Texts, Texts]:

@@ -21,7 +21,7 @@ class EncoderSettings:
 
     epochs: int = 4
     """Passes over the judgements."""
-    learning_rate: float = 5e-5
+    learning_rate: float = 1e-4
     """Peak, reached after the warm-up; with LoRA, ten times as much suits."""
     batch_size: int = 16
     """Pairs, or graded answers, in a step."""
@@ -36,11 +36,6 @@ class EncoderSettings:
     frozen_share: float = 0.0
     """Share of the encoder's layers, from the lowest, that stay as they are together with the
     token embeddings. Ignored with LoRA."""
-    head_pairs: int = 1000
-    """Pairs on which a head that the base model lacks is taught first: an answer to the question
-    against one to a similar question of the same data. They need no verdicts; 0 goes without."""
-    head_learning_rate: float = 5e-5
-    """Peak while it is taught that."""
     max_length: int | None = None
     """Tokens of a question and an answer; the model's own window by default. What is beyond is
     cut from the end of the longer of the two."""
@@ -61,7 +56,6 @@ class EncoderSettings:
         for name, lowest in (
             ("epochs", 1),
             ("batch_size", 1),
-            ("head_pairs", 0),
             ("max_length", 8),
             ("early_stopping_patience", 1),
             ("seed", 0),
@@ -72,10 +66,9 @@ class EncoderSettings:
                 raise ArgumentError(name, f"is a whole number from {lowest}, not {value!r}")
         if self.seed >= 2**32:
             raise ArgumentError("seed", f"is below 2**32, not {self.seed!r}")
-        for name in ("learning_rate", "head_learning_rate"):
-            value = getattr(self, name)
-            if not (_is_number(value) and 0 < value < math.inf):
-                raise ArgumentError(name, f"is a number above 0, not {value!r}")
+        rate = self.learning_rate
+        if not (_is_number(rate) and 0 < rate < math.inf):
+            raise ArgumentError("learning_rate", f"is a number above 0, not {rate!r}")
         for name in ("warmup_ratio", "weight_decay", "dropout", "frozen_share", "validation_share"):
             value = getattr(self, name)
             if not (_is_number(value) and 0 <= value < 1):

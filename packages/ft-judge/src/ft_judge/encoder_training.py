@@ -6,12 +6,11 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from transformers import (
@@ -25,7 +24,6 @@ from transformers import (
 )
 
 from ft_core.errors import TrainingError
-from ft_core.files import atomic_folder
 from ft_core.sft.job_folder import Cancelled
 from ft_core.sft.training import keeping_random_state
 from ft_core.training import device_named, quiet_unless_terminal, trainer_arguments, writing
@@ -47,8 +45,6 @@ from ft_judge.students import EXTRA
 
 logger = logging.getLogger(__name__)
 
-_TAUGHT = "checkpoint-0"  # what the head was taught first, in the form of a checkpoint
-
 
 @dataclass
 class Run:
@@ -59,8 +55,6 @@ class Run:
     checkpoints: Path
     """Folder of the checkpoints."""
     rows: Sequence[Row]
-    head_rows: Callable[[], Sequence[Row]]
-    """What a fresh head is taught first; only asked for where there is one."""
     watched: Sequence[Row]
     """What the model is evaluated on after each epoch; may be empty."""
     cuts: Sequence[float] | None
@@ -118,14 +112,8 @@ def _trained(run: Run) -> Trained:
     _prepare(network, run)
     set_seed(settings.seed)
     with quiet_unless_terminal(), writing("a checkpoint", run.checkpoints, "run it again"):
-        checkpoint = None if run.checkpoint is None else Path(run.checkpoint)
-        if checkpoint is None and not has_head and settings.head_pairs:
-            checkpoint = _teach_head(network, tokenizer, reader.rows(run.head_rows()), run)
-        if checkpoint is not None and checkpoint.name == _TAUGHT:
-            _put_back(network, checkpoint)
-            checkpoint = None
         trainer, watch = _trainer(network, tokenizer, read, watched, run)
-        result = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        result = trainer.train(resume_from_checkpoint=run.checkpoint)
     _check(network, watch, settings)
     if run.lora is not None:
         merge_lora(encoder, encoder)
@@ -170,42 +158,13 @@ def _prepare(network: _Network, run: Run) -> None:
     add_lora(encoder, {"modules_to_save": heads, **run.lora}, task_type="SEQ_CLS", extra=EXTRA)
 
 
-def _teach_head(network: _Network, tokenizer: Any, rows: list[Read], run: Run) -> Path | None:
-    """Teach a fresh head which answer is to the question; return where its weights are kept."""
-    settings = run.settings
-    if not rows:
-        logger.info("the base model has no head, and the data no similar questions to teach one on")
-        return None
-    logger.info("the base model has no head: teaching one on %d pairs without verdicts", len(rows))
-    first = replace(settings, epochs=1, learning_rate=settings.head_learning_rate)
-    stage = replace(run, settings=first, cuts=None, log=lambda metrics: None)
-    trainer, watch = _trainer(network, tokenizer, rows, [], stage, checkpoints=False)
-    trainer.train()
-    _check(network, watch, settings, "head_learning_rate")
-    target = run.checkpoints / _TAUGHT
-    with atomic_folder(target) as folder:
-        safetensors.torch.save_file(_weights(network), folder / "model.safetensors")
-        trainer.state.save_to_json(str(folder / "trainer_state.json"))
-    return target
-
-
-def _weights(network: _Network) -> dict[str, Any]:
-    return {name: value.contiguous() for name, value in network.state_dict().items()}
-
-
-def _put_back(network: _Network, checkpoint: Path) -> None:
-    network.load_state_dict(safetensors.torch.load_file(checkpoint / "model.safetensors"))
-
-
-def _check(
-    network: _Network, watch: _Watch, settings: EncoderSettings, rate: str = "learning_rate"
-) -> None:
+def _check(network: _Network, watch: _Watch, settings: EncoderSettings) -> None:
     if watch.cancelled:
         raise Cancelled("cancelled; the newest checkpoint is kept")
     if not all(torch.isfinite(weight).all() for weight in network.parameters()):
         raise TrainingError(
-            f"the weights became NaN or infinite; lower {rate} (it was {getattr(settings, rate)}) "
-            "or set precision='fp32'"
+            "the weights became NaN or infinite; lower learning_rate (it was "
+            f"{settings.learning_rate}) or set precision='fp32'"
         )
 
 
@@ -215,8 +174,6 @@ def _trainer(
     rows: list[Read],
     watched: list[Read],
     run: Run,
-    *,
-    checkpoints: bool = True,
 ) -> tuple[_Trainer, _Watch]:
     settings = run.settings
     device = network.encoder.device
@@ -236,7 +193,7 @@ def _trainer(
         "logging_strategy": "steps",
         "eval_strategy": "epoch" if watched else "no",
         "greater_is_better": None if stops is None else False,
-        "save_strategy": "epoch" if checkpoints else "no",
+        "save_strategy": "epoch",
     }
     made = TrainingArguments(**arguments)
     if made.n_gpu > 1:
@@ -343,7 +300,7 @@ class _Watch(TrainerCallback):
         if self._asked():
             self.cancelled = True
             control.should_training_stop = True
-            control.should_save = args.save_strategy != "no"
+            control.should_save = True
 
 
 class _Progress(ProgressCallback):
