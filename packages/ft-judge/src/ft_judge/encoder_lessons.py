@@ -138,6 +138,8 @@ def _held_out(
     try:
         parts = data.split({"train": 1 - share, "validation": share}, seed=settings.seed)
     except DatasetError as error:
-        logger.warning("nothing can be held out: %s", error)
+        logger.warning(
+            "too few questions to hold some out, which would calibrate the judge: %s", error
+        )
         return data, None
     return parts["train"], parts["validation"]
