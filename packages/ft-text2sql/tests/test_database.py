@@ -376,6 +376,17 @@ def test_waiting_for_a_lock_keeps_to_the_time_limit(
             database.execute("SELECT * FROM customers")
 
 
+def test_a_name_that_is_no_utf8_stops_nothing(shop: Path) -> None:
+    with closing(sqlite3.connect(shop)) as connection:
+        connection.executescript("""
+            CREATE TABLE odd (a);
+            PRAGMA writable_schema = ON;
+            UPDATE sqlite_master SET name = CAST(x'ff' AS TEXT), tbl_name = CAST(x'ff' AS TEXT),
+              sql = 'CREATE TABLE ' || CAST(x'ff' AS TEXT) || '(a)' WHERE name = 'odd';
+        """)
+    assert ReadOnlyDatabase(shop).execute("SELECT count(*) FROM customers").rows == [(4,)]
+
+
 def test_no_file_is_made(tmp_path: Path) -> None:
     path = tmp_path / "gone.db"
     for source in (path, str(path)):
@@ -538,7 +549,9 @@ def test_other_databases_are_refused_unless_it_is_said(shop: Path) -> None:
         database.execute("SELECT nosuch FROM customers")
 
 
-@pytest.mark.parametrize("source", [3, None, "no url", "nosuch://user:hunter2@host/x"])
+@pytest.mark.parametrize(
+    "source", [3, None, "no url", "nosuch://user:hunter2@host/x", "host=db password=hunter2"]
+)
 def test_what_is_no_source_is_named(source: Any) -> None:
     with pytest.raises(ArgumentError, match="database") as caught:
         ReadOnlyDatabase(source)

@@ -250,7 +250,9 @@ def _parts(source: Any) -> tuple[Any, Collection[str] | None, str | None]:
     if isinstance(source, Path) or (isinstance(source, str) and "://" not in source):
         path = Path(source).expanduser().resolve()
         if not path.is_file():
-            raise ArgumentError("database", f"{source}: is no file; name a SQLite file or a URL")
+            # What may be a connection string is not quoted: it may hold a password.
+            shown = "" if {"=", "@"} & set(str(source)) else f"{source}: "
+            raise ArgumentError("database", f"{shown}is no file; name a SQLite file or a URL")
         source = URL.create("sqlite", database=str(path))
     if isinstance(source, str | URL):
         try:

@@ -109,6 +109,8 @@ class SQLiteAccess:
             raise DatabaseError(f"{self._path}: cannot be opened: {error}") from None
 
     def _protect(self, connection: sqlite3.Connection, limits: Limits, stop: Stop) -> None:
+        # A name in a database may be in any encoding: a byte that is no UTF-8 must not stop it.
+        connection.text_factory = lambda data: data.decode("utf-8", "replace")
         # One wait for a lock within the time limit, not one for each statement below: the first
         # that reads the file shows every lock and damage.
         connection.execute(f"PRAGMA busy_timeout = {1000 * min(_LOCK_SECONDS, limits.timeout):.0f}")
@@ -124,8 +126,6 @@ class SQLiteAccess:
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(int(limits.cell), 1_000))
             connection.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 1_000)
             connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-        # A name in a database may be in any encoding: a byte that is no UTF-8 must not stop it.
-        connection.text_factory = lambda data: data.decode("utf-8", "replace")
         connection.set_progress_handler(lambda: stop.due, _STEP)
         for name in _TABLE_FUNCTIONS:
             # The first use declares a table, which the authorizer would take for a write.
