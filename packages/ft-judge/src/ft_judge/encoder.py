@@ -34,7 +34,7 @@ LIBRARIES = ("ft-core", "ft-judge", "torch", "transformers")
 
 
 class EncoderJudgeStudent(FolderJobEngine):
-    """Trains an encoder on the judgements of a recipe: milliseconds a verdict, on a CPU.
+    """Trains an encoder on the judgements of a recipe: no prompt, and quick on a CPU.
 
     Each answer gets a score of its own, read together with its question. Of pairs, the difference
     of two scores is the log-odds that one answer is better (Bradley and Terry 1952), so that the
