@@ -145,6 +145,7 @@ class TestNotes:
         report = AnswerReport([base, student], QUESTIONS, {"1": "the reference"})
 
         notes = "\n".join(report.notes())
+        assert report.verdict("student").endswith(" student failed on 1 of 20 questions.")
         assert "1 of 20 calls failed" in notes
         assert "question 7: TimeoutError" in notes
         assert "tokens of 2 of 20 answers are estimated" in notes

@@ -546,6 +546,9 @@ class TestJudgements:
         (tmp_path / "bad.jsonl").write_text('{"query": "?", "answer": "a", "contexts": ["c"]}')
         assert cli.run(["dataset", "check", str(tmp_path / "bad.jsonl")]) == 1
         assert "bad.jsonl: line 1, task: " in capsys.readouterr().err
+        (tmp_path / "bad.jsonl").write_text('{"question": "How many?"}')
+        assert cli.run(["dataset", "check", str(tmp_path / "bad.jsonl")]) == 1
+        assert "bad.jsonl: line 1, sql: " in capsys.readouterr().err
 
     def test_split_keeps_a_question_on_one_side(self, source: str, tmp_path: Path, capsys) -> None:
         options = ("--fractions", "a=1, b=1", "--output-dir", tmp_path / "parts")

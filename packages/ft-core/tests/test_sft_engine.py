@@ -367,6 +367,7 @@ def test_a_finished_run_is_returned(
     assert again.finetune(wait=False).status is JobStatus.SUCCEEDED
     assert (student.output_dir / "model.safetensors").stat().st_mtime_ns == before
     assert "is trained already; delete it to train again" in caplog.text
+    assert "step 1 of" not in caplog.text  # told while it was trained
 
 
 def test_what_another_run_left_behind_does_not_hide_a_finished_one(

@@ -232,6 +232,15 @@ def test_a_teacher_that_contradicts_itself_is_left_out_of_agreement():
     assert report.measures["teacher"]["consistent"].mean == pytest.approx(7 / 12)
     assert report.statistics["teacher"]["flips"].value == pytest.approx(5 / 12)
     assert "contradicts itself on 5 of 12 pairs" in report.notes()[0]
+    assert not any("gave no verdict" in note for note in report.notes())
+
+
+def test_examples_without_a_verdict_are_counted():
+    examples = pairs(12).examples
+    mute = [e.model_copy(update={"verdict": None, "flipped_verdict": None}) for e in examples[:2]]
+    report = evaluate(JudgeDataset(examples=[*mute, *examples[2:]]), {"right": right})
+    assert "The teacher gave no verdict on 2 of 12 examples." in report.notes()
+    assert not any(note.startswith("People gave") for note in report.notes())
 
 
 def test_only_people_judged():

@@ -51,6 +51,9 @@ JsonOption = Annotated[
 ]
 """The type of every command's `json` parameter; its default is False."""
 
+_TOLD = ("ft_core.jobs", "ft_core.sft", "ft_core.datasets")
+"""Loggers of what every command's training tells."""
+
 _document_stream: TextIO | None = None
 # The real stdout while `only_json` holds it.
 
@@ -139,9 +142,6 @@ def progress_notes(*packs: str) -> Iterator[None]:
         for logger, level in zip(loggers, levels, strict=True):
             logger.removeHandler(handler)
             logger.setLevel(level)
-
-
-_TOLD = ("ft_core.jobs", "ft_core.sft", "ft_core.datasets")
 
 
 class _Notes(logging.Handler):

@@ -19,6 +19,11 @@ _HIDDEN = {
 }
 """Columns that every table has without listing them, and words that look like a column."""
 
+_NO_PLACE_FOR_TEXT = (
+    *(exp.Select, exp.Alias, exp.AggFunc, exp.Distinct),
+    *(exp.Ordered, exp.Group),
+)
+
 Columns = set[str] | None
 """The columns of a source; None where they cannot be known."""
 
@@ -229,9 +234,7 @@ def _may_be_text(column: exp.Column) -> bool:
     while isinstance(node.parent, exp.Paren):
         node = node.parent
     parent = node.parent
-    if isinstance(parent, exp.Select | exp.Alias | exp.AggFunc | exp.Ordered | exp.Group):
-        return False
-    if isinstance(parent, exp.Distinct):
+    if isinstance(parent, _NO_PLACE_FOR_TEXT):
         return False
     if isinstance(parent, exp.Predicate):  # of two constants, one is meant to be a column
         others = [each for each in parent.iter_expressions() if each is not node]
