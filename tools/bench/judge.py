@@ -72,6 +72,13 @@ LENGTH = ("length", "longer")
 HUMAN_SETS = {name: f"{name}_human.json" for name in ("faireval", "llmeval2", "mt-bench")}
 SETS = ("llmbar", *HUMAN_SETS)
 REFERENCES = {"gpt4": "teacher", "human": "human"}
+METRICS = {
+    "gpt4": "agreement_teacher",
+    "gpt4, both orders": "joint_agreement_teacher",
+    "human": "agreement_human",
+    "human, both orders": "joint_agreement_human",
+}
+"""A verdict in each order counts half, and the verdict that a judge has of both together."""
 BEAT = 60.0
 """Seconds between lines of progress."""
 
@@ -330,8 +337,8 @@ def progress_of(journal: Path, label: str, total: int) -> Iterator[None]:
 def row(run: AnswerEvaluation, statistics: dict[str, Any], subsets: list[str]) -> Row:
     found: Row = {
         name: share(list(run.scores[metric].values()))
-        for name, reference in REFERENCES.items()
-        if (metric := f"agreement_{reference}") in run.scores
+        for name, metric in METRICS.items()
+        if metric in run.scores
     }
     for name, statistic in (
         ("flips", "flips"),
@@ -380,8 +387,7 @@ def tests(runs: dict[str, AnswerEvaluation], seed: int) -> Iterator[Row]:
         for against in (*bases, *LENGTH):
             if student not in runs or against not in runs:
                 continue
-            for name, reference in REFERENCES.items():
-                metric = f"agreement_{reference}"
+            for name, metric in METRICS.items():
                 if metric not in runs[student].scores:
                     continue
                 test = compare(runs[against], runs[student], metric, seed=seed)
@@ -426,9 +432,9 @@ def show(result: dict[str, Any]) -> None:
 def show_students(rows: dict[str, Row]) -> None:
     columns = ("flips", "inconclusive", "prefers_longer", "ece_gpt4", "ms_per_verdict")
     heads = "".join(f"{head:>16}" for head in columns)
-    print(f"{'':14}{'with GPT-4':>24}{'with people':>24}{heads}")
+    print(f"{'':14}{''.join(f'{name:>24}' for name in METRICS)}{heads}")
     for name, found in rows.items():
-        agreement = "".join(f"{shown(found.get(each)):>24}" for each in REFERENCES)
+        agreement = "".join(f"{shown(found.get(name)):>24}" for name in METRICS)
         once = found.get("orders") == 1
         figures = "".join(
             f"{figure(None if once and column == 'flips' else found[column], column):>16}"

@@ -168,6 +168,27 @@ def test_consensus_averages_both_orders(pairwise: PairwiseJudgeFinetuneEngine) -
     assert judged(both, same).score == 0.5
 
 
+def test_an_evaluation_reports_what_the_judge_says_of_both_orders(
+    pairwise: PairwiseJudgeFinetuneEngine,
+) -> None:
+    words = [*BETTER, *WORSE]  # in pairs that it has not learned
+    data = JudgeDataset(
+        examples=[
+            pair(n, query="Unheard of?", answer=words[n % 8], second_answer=words[(3 * n + 1) % 8])
+            for n in range(24)
+        ]
+    )
+    judge = pairwise.get_finetuned_model()
+    report = evaluate_judges(data, {"judge": judge}, show_progress=False)
+    said = [judged(judge, example).score for example in data]
+    scores = report.runs[0].scores["joint_agreement_teacher"]
+    assert list(scores.values()) == [
+        float(score == example.verdict) for score, example in zip(said, data, strict=True)
+    ]
+    assert report.statistics["judge"]["flips"].value > 0  # or both orders are as good as one
+    assert report.statistics["judge"]["consensus_inconclusive_teacher"].value == 0
+
+
 def test_weighing_and_writing_agree(pairwise: PairwiseJudgeFinetuneEngine) -> None:
     writer = pairwise.get_finetuned_model(scored=False, enforce_consensus=False)
     assert type(writer) is PairwiseComparisonEvaluator

@@ -29,6 +29,8 @@ from ft_judge import (
     longer_answer,
     majority,
 )
+from ft_judge.judging import Answer, _on_scale
+from ft_judge.statistics import Judged
 
 WORDS = ["tide", "pier", "rope", "ferry", "chart", "light", "anchor", "harbour", "mooring", "buoy"]
 
@@ -109,9 +111,49 @@ def test_right_lazy_and_mute_judges():
     assert (report.baseline.name, report.primary) == ("length", "agreement_teacher")
     assert [report.outcome(name) for name in ("right", "mute")] == ["better", "worse"]
     assert means(report, "teacher") == pytest.approx(
-        {"agreement_human": 0.75, "conclusive": 1, "consistent": 1}
+        {
+            "agreement_human": 0.75,
+            "joint_agreement_human": 0.75,
+            "conclusive": 1,
+            "consistent": 1,
+        }
     )
     assert [run.name for run in report.compared] == ["right", "first", "mute"]
+
+
+@pytest.mark.parametrize(
+    ("shown", "turned", "joint"),
+    [
+        ((1.0, None, 0.0), (1.0, None, 0.0), 1.0),
+        ((1.0, None, 0.0), (0.0, None, 0.0), None),
+        ((1.0, None, 0.0), (0.5, None, 0.0), 1.0),
+        ((0.0, None, 0.0), (0.5, None, 0.0), 0.0),
+        ((None, None, 0.0), (1.0, None, 0.0), None),
+        ((1.0, 0.9, 0.0), (0.0, 0.3, 0.0), 1.0),
+        ((1.0, 0.6, 0.0), (0.0, 0.3, 0.0), 0.0),
+        ((1.0, 0.7, 0.4), (0.0, 0.3, 0.4), 0.5),
+        ((1.0, 0.9, 0.0), (0.0, None, 0.0), None),
+    ],
+)
+def test_the_joint_verdict_of_both_orders(shown, turned, joint):
+    answers = tuple(Answer(v, p, tie=tie) for v, p, tie in (shown, turned))
+    assert Judged(pairs(1).examples[0], answers, None, None).consensus == joint
+
+
+def test_the_joint_verdict_is_scored_and_nobody_agrees_with_none():
+    def torn(example):  # it falls for the first place, but less where that is wrong
+        return Judgement(1.0, 0.9 if right(example) else 0.6)
+
+    report = evaluate(pairs(), {"torn": torn, "first": first})
+    assert means(report, "torn")["agreement_teacher"] == 0.5
+    assert means(report, "torn")["joint_agreement_teacher"] == 1
+    assert means(report, "torn")["joint_agreement_human"] == 0.75
+    assert means(report, "first")["joint_agreement_teacher"] == 0
+    assert "joint_agreement_teacher" not in means(
+        evaluate(pairs(), {"torn": torn}, both_orders=False), "torn"
+    )
+    with pytest.raises(ValueError, match=r"gave the probability 1\.5"):
+        _on_scale(pairs(1).examples[0], Judgement(0.5, 0.5, tie=1.5))
 
 
 def test_both_orders_are_judged_without_a_glance_at_the_verdicts():

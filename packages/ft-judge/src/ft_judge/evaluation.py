@@ -53,6 +53,8 @@ def evaluate_judges(
     `agreement_teacher` and `agreement_human` (1 where the verdict is the same; of correctness
     where both pass, with a score of at least 4, or both fail); of correctness also
     `closeness_teacher` and `closeness_human` (1 less the distance of the scores over 4);
+    of pairs in both orders also `joint_agreement_teacher` and `joint_agreement_human`: with the
+    verdict of both together, which is what an evaluator with `enforce_consensus` says;
     `conclusive`, whether a verdict was given; `consistent`, whether both orders have the same
     verdict, where both have one; `latency`, seconds a verdict; `cost` a verdict. A judge that
     says nothing that can be read has no verdict: it agrees with nobody, and is never counted
@@ -187,6 +189,8 @@ def _evaluation(
         scores[f"agreement_{reference}"] = _each(keyed, partial(_agreement, reference))
         if items[0].example.task == "correctness":
             scores[f"closeness_{reference}"] = _each(keyed, partial(_closeness, reference))
+        else:
+            scores[f"joint_agreement_{reference}"] = _each(keyed, partial(_joint, reference))
     scores["conclusive"] = _each(keyed, _conclusive)
     scores["consistent"] = _each(keyed, _consistent)
     scores["latency"] = _each(keyed, _latency)
@@ -222,6 +226,13 @@ def _agreement(reference: str, item: Judged) -> float | None:
     else:
         agree = [v == right for v in given]
     return sum(agree) / len(agree)
+
+
+def _joint(reference: str, item: Judged) -> float | None:
+    right = item.right(reference)
+    if right is None or len(item.answers) < 2:
+        return None
+    return float(item.consensus == right)
 
 
 def _closeness(reference: str, item: Judged) -> float | None:

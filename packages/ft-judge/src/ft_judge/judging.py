@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from llama_index.core.evaluation import (
@@ -46,6 +46,8 @@ class Judgement:
     the answer passes. Of correctness, that the score is right."""
     feedback: str = ""
     """Its words."""
+    tie: float = 0.0
+    """Of a pair, how probable a tie is; half of it is in `probability`."""
 
 
 JudgeFunction = Callable[[JudgeExample], Judgement | float | None]
@@ -64,12 +66,13 @@ class Answer:
     """Into and out of every LLM that was asked; None where none told."""
     error: str | None = None
     """Why the judge could not be asked; its verdict is None then."""
+    tie: float = 0.0
 
     def flipped(self) -> Answer:
         """Return a verdict on a pair, expressed for the answers in the other order."""
         turn = (None if v is None else 1 - v for v in (self.verdict, self.probability))
         verdict, probability = turn
-        return Answer(verdict, probability, self.feedback, self.seconds, self.tokens, self.error)
+        return replace(self, verdict=verdict, probability=probability)
 
 
 class Judge:
@@ -150,7 +153,9 @@ class Judge:
         seconds = time.perf_counter() - start
         told = [tokens for _, tokens in calls if tokens is not None]
         tokens = (sum(t[0] for t in told), sum(t[1] for t in told)) if told else None
-        return Answer(said.verdict, said.probability, said.feedback, seconds, tokens, error)
+        return Answer(
+            said.verdict, said.probability, said.feedback, seconds, tokens, error, said.tie
+        )
 
     def _said(self, example: JudgeExample, calls: list[Any]) -> Judgement:
         if self._is_evaluator:
@@ -180,7 +185,8 @@ def _judgement(example: JudgeExample, result: Any) -> Judgement:
     if hasattr(result, "invalid_result"):  # an EvaluationResult
         verdict, _ = label_of(example.task, result)
         probability = getattr(result, "probability", None)
-        return _on_scale(example, Judgement(verdict, probability, result.feedback or ""))
+        tie = getattr(result, "tie", 0.0)
+        return _on_scale(example, Judgement(verdict, probability, result.feedback or "", tie))
     if isinstance(result, Judgement):
         return _on_scale(example, result)
     return _on_scale(example, Judgement(None if result is None else float(result)))
@@ -191,13 +197,22 @@ def _on_scale(example: JudgeExample, said: Judgement) -> Judgement:
     verdict, probability = said.verdict, said.probability
     if verdict is not None and (not math.isfinite(verdict) or refusal(example.task, verdict)):
         verdict = None
-    if probability is not None and not 0 <= probability <= 1:
-        raise ValueError(f"gave the probability {probability}")
+    for value in (probability, said.tie):
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"gave the probability {value}")
     return Judgement(
         None if verdict is None else float(verdict),
         None if probability is None else float(probability),
         said.feedback,
+        float(said.tie),
     )
+
+
+def most_probable(first: float, second: float, tie: float) -> float:
+    """Return the verdict on a pair that is the most probable: 1, 0 or 0.5, a tie."""
+    if tie > max(first, second) or first == second:
+        return 0.5
+    return float(first > second)
 
 
 _calls: ContextVar[list[Any] | None] = ContextVar("ft_judge_calls", default=None)

@@ -24,6 +24,7 @@ from ft_core.errors import ArgumentError
 from ft_core.onednn import quick_products
 from ft_core.sft.chat_format import ChatFormat
 from ft_core.sft.models import context_window, keeps_positions
+from ft_judge.judging import most_probable
 from ft_judge.prompts import NO_REFERENCE, VERDICTS
 from ft_judge.recipe import JudgeRecord
 
@@ -36,6 +37,11 @@ class ScoredResult(EvaluationResult):
     score is right."""
     probabilities: dict[str, float]
     """Every answer that the judge could give to its probability; their sum is 1."""
+
+    @property
+    def tie(self) -> float:
+        """Of pairs, the probability of a tie."""
+        return self.probabilities.get(_TIE, 0.0)
 
 
 def compared(
@@ -277,16 +283,12 @@ def scored_evaluator(
 
 _FIRST, _SECOND, _TIE = VERDICTS[1.0], VERDICTS[0.0], VERDICTS[0.5]
 _MIRRORED = {_FIRST: _SECOND, _SECOND: _FIRST, _TIE: _TIE}
-_SCORES = {mark: score for score, mark in VERDICTS.items()}
 
 
 def _compared(query: str, found: dict[str, float]) -> ScoredResult:
-    first, second = found[_FIRST], found[_SECOND]
-    tie = found.get(_TIE, 0.0)
-    mark = _FIRST if first > second else _SECOND
-    if tie > max(first, second) or first == second:
-        mark = _TIE
-    return compared(query, _SCORES[mark], first + tie / 2, found)
+    first, tie = found[_FIRST], found.get(_TIE, 0.0)
+    verdict = most_probable(first, found[_SECOND], tie)
+    return compared(query, verdict, first + tie / 2, found)
 
 
 def _shared(rows: list[list[int]]) -> int:

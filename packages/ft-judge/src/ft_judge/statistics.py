@@ -22,7 +22,7 @@ from ft_core.metrics import (
     spearman,
 )
 from ft_core.report import Statistic
-from ft_judge.judging import Answer
+from ft_judge.judging import Answer, most_probable
 
 Vector = NDArray[np.float64]
 
@@ -45,17 +45,23 @@ class Judged:
 
     @property
     def consensus(self) -> float | None:
-        """The verdict of both orders together, as LlamaIndex resolves it; None: inconclusive.
+        """What an evaluator says that enforces consensus of both orders; None: inconclusive.
 
-        The orders vote; one of them may abstain by a tie. Two opposite votes are no tie.
+        Where the orders differ, a judge that gives probabilities has them averaged, as in
+        `ft_judge.scored`. Others vote, as in LlamaIndex; one order may abstain by a tie, and two
+        opposite votes are no tie.
         """
-        verdicts = [answer.verdict for answer in self.answers]
-        if None in verdicts:
+        verdicts = [answer.verdict for answer in self.answers if answer.verdict is not None]
+        if len(verdicts) < len(self.answers):
             return None
-        total = sum(v for v in verdicts if v is not None) / len(verdicts)
-        if total == 0.5 and verdicts[0] != 0.5:
-            return None
-        return float(total > 0.5) if total != 0.5 else 0.5
+        if len(set(verdicts)) == 1:
+            return verdicts[0]
+        sure = [(a.probability, a.tie) for a in self.answers if a.probability is not None]
+        if len(sure) == len(verdicts):
+            probability, tie = np.mean(sure, axis=0).tolist()
+            return most_probable(probability - tie / 2, 1 - probability - tie / 2, tie)
+        total = sum(verdicts) / len(verdicts)
+        return None if total == 0.5 else float(total > 0.5)
 
 
 def statistics(

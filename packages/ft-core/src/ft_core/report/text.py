@@ -16,6 +16,8 @@ _LABELS = {
     "schema_valid": "valid by schema",
     "agreement_teacher": "agreement with teacher",
     "agreement_human": "agreement with human",
+    "joint_agreement_teacher": "agreement with teacher, both orders together",
+    "joint_agreement_human": "agreement with human, both orders together",
     "closeness_teacher": "closeness to teacher",
     "closeness_human": "closeness to human",
     "consistent": "same in both orders",
