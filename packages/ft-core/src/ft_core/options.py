@@ -16,7 +16,7 @@ LoraRankOption = Annotated[
 ]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of training.")]
 ResumeOption = Annotated[bool, typer.Option(help="Go on from the last checkpoint.")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or mps; the best.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or mps; best by default.")]
 ReportOption = Annotated[
     Path | None, typer.Option(help="Write the report as a page; needs --validation.")
 ]
