@@ -126,6 +126,10 @@ def test_sqlites_connection_alone_keeps_its_bytes(
         "SELECT 'x' IN secrets",
         "CREATE TEMP TABLE x (y)",
         "BEGIN",
+        "WITH customers AS (SELECT * FROM secrets) SELECT * FROM customers",
+        "WITH customers AS (SELECT * FROM sqlite_master) SELECT * FROM customers",
+        "WITH rich AS (SELECT * FROM secrets) SELECT * FROM rich",
+        "WITH rich AS (SELECT 1 FROM secrets) SELECT count(*) FROM rich",
     ],
 )
 def test_sqlites_authorizer_refuses_what_is_not_listed(

@@ -236,3 +236,11 @@ def test_text_in_double_quotes_is_text_to_sqlite(condition: str) -> None:
 def test_a_column_in_double_quotes_must_exist_in_postgresql() -> None:
     with pytest.raises(SchemaError, match="Oslo"):
         check_schema('SELECT id FROM customers WHERE city = "Oslo"', SCHEMA, "postgres")
+
+
+def test_reading_the_names_of_a_statement_that_is_too_deep() -> None:
+    terms = "SELECT id FROM customers WHERE " + " OR ".join(f"id = {n}" for n in range(2000))
+    with pytest.raises(UnsafeSQLError, match="nested too deeply"):
+        check_schema(terms, SCHEMA, "sqlite")
+    with pytest.raises(UnsafeSQLError, match="nested too deeply"):
+        list(table_names(terms, dialect="sqlite"))

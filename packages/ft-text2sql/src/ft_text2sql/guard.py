@@ -63,6 +63,15 @@ _NUMBER = re.compile(r"[0-9.]+(e[+-]?[0-9]+)?", re.IGNORECASE | re.ASCII)
 _TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_ ]*", re.ASCII)
 _SYSTEM = re.compile(r"(sqlite_|pragma_|pg_|information_schema|dbstat$|bytecode$|tables_used$)")
 _MAX_PAD = 10_000
+_MAX_TRIM = 100
+_OF_FUNCTIONS = {"key", "value", "ordinality"}
+"""Columns that functions in FROM name themselves: `json_each`, and WITH ORDINALITY."""
+_CALLED_WITHOUT_BRACKETS = words(
+    """
+    current_catalog current_date current_role current_schema current_time current_timestamp
+    current_user localtime localtimestamp session_user system_user user
+    """
+)
 
 
 def check_select(
@@ -114,6 +123,8 @@ def _check(
             raise UnsafeSQLError(_reason(node))
         _check_parts(node, dialect)
     _check_tables(query, dialect, tables)
+    if dialect == "postgres":
+        _check_attributes(query)
 
 
 def _reason(node: exp.Expr) -> str:
@@ -126,6 +137,8 @@ def _reason(node: exp.Expr) -> str:
 def _check_function(node: exp.Func, allowed: Collection[str]) -> None:
     if isinstance(node, exp.Pad):
         _check_pad(node)
+    if isinstance(node, exp.Trim):
+        _check_trim(node)
     if isinstance(node, exp.Anonymous):
         names = [node.name]
     elif is_allowed_node(type(node).__name__):
@@ -142,6 +155,18 @@ def _check_pad(node: exp.Pad) -> None:
     length = node.expression
     if not (isinstance(length, exp.Literal) and length.is_int and int(length.name) <= _MAX_PAD):
         raise UnsafeSQLError(f"pads a text to a length that is no number up to {_MAX_PAD:,}")
+
+
+def _check_trim(node: exp.Trim) -> None:
+    """SQLite compares each character with each of the set, and nothing can interrupt it."""
+    characters = node.expression
+    if characters is None:
+        return
+    short = isinstance(characters, exp.Literal) and len(characters.name) <= _MAX_TRIM
+    if not short:
+        raise UnsafeSQLError(
+            f"trims characters that are not written out, or more than {_MAX_TRIM} of them"
+        )
 
 
 def _check_parts(node: exp.Expr, dialect: str) -> None:
@@ -181,7 +206,9 @@ def _check_name(node: exp.Identifier, dialect: str) -> None:
 
 def _check_type(node: exp.DataType) -> None:
     """Allow plain types; those of users (enums) by a plain name without a schema."""
-    name = str(node.args.get("kind") or node.this.value)
+    kind = node.args.get("kind") or node.this
+    # `interval year to month` is a node of its own, whose parts are checked by themselves.
+    name = "interval" if isinstance(kind, exp.Interval) else str(getattr(kind, "value", kind))
     if not _TYPE.fullmatch(name) or fold_ascii(name).startswith(("reg", "xml", "pg_")):
         raise UnsafeSQLError(f"casts to the type {name[:40]!r}, which is not allowed")
 
@@ -197,6 +224,9 @@ def _check_tables(query: exp.Query, dialect: str, tables: Collection[str] | None
         if not parts or len(parts) != len(table.parts):
             raise UnsafeSQLError("reads from something that is neither a table nor a query")
         name = ".".join(identifier_key(part, dialect) for part in parts)
+        quoted = parts[0].args.get("quoted")
+        if dialect == "postgres" and name in _CALLED_WITHOUT_BRACKETS and not quoted:
+            raise UnsafeSQLError(f"calls the function {name} where a table is expected")
         if allowed is None:
             _check_unlisted(name, parts, dialect)
         elif name not in allowed:
@@ -212,6 +242,49 @@ def _check_unlisted(name: str, parts: list[exp.Identifier], dialect: str) -> Non
         raise UnsafeSQLError(f"reads {name!r} of a schema by name; write the table alone")
     if _SYSTEM.match(fold_ascii(name)):
         raise UnsafeSQLError(f"reads {name!r}, a table of the system")
+
+
+def _check_attributes(query: exp.Query) -> None:
+    """Refuse calls of functions that look like columns.
+
+    To PostgreSQL, `g.f` is `f(g)` where g has no column f, and where g is a function in FROM it is
+    that function's value: `SELECT g.ts_stat FROM concat('SELECT ...') AS g` runs the text. So of
+    such a g only columns are allowed that it is known to have. Where g is a row, f would be a
+    function of rows; among PostgreSQL's own, those read nothing but the row.
+    """
+    rows: set[str] = set()
+    functions: dict[str, set[str]] = {}
+    for node in query.find_all(exp.Table, exp.Lateral, exp.Unnest, exp.Subquery, exp.Values):
+        alias = node.args.get("alias") or exp.TableAlias()
+        named = alias.this
+        if isinstance(node, exp.Table) and isinstance(node.this, exp.Identifier):
+            rows.add(identifier_key(named or node.this, "postgres"))
+        elif named is None:
+            continue
+        elif isinstance(node, exp.Subquery | exp.Values) or isinstance(node.this, exp.Subquery):
+            rows.add(identifier_key(named, "postgres"))
+        else:
+            name = identifier_key(named, "postgres")
+            listed = {_column_key(column) for column in alias.args.get("columns") or ()}
+            # Two of one name in different queries: only what both have.
+            functions[name] = functions.get(name, listed) & listed
+    for column in query.find_all(exp.Column):
+        if not column.table or isinstance(column.this, exp.Star):
+            continue
+        source = identifier_key(column.args["table"], "postgres")
+        if source in rows and source not in functions:
+            continue
+        known = functions.get(source, set()) | {source} | _OF_FUNCTIONS
+        if identifier_key(column.this, "postgres") not in known:
+            raise UnsafeSQLError(
+                f"reads {source}.{column.name}, and {source!r} is a function without such a "
+                f"column; list its columns, as in AS {source}(a, b)"
+            )
+
+
+def _column_key(column: exp.Expr) -> str:
+    named = column.this if isinstance(column, exp.ColumnDef) else column
+    return identifier_key(named, "postgres") if isinstance(named, exp.Identifier) else ""
 
 
 def table_names(sql: str, *, dialect: str) -> Iterator[str]:

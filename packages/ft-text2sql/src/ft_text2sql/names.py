@@ -11,7 +11,7 @@ from sqlglot.optimizer.scope import Scope, traverse_scope
 
 from ft_text2sql.errors import SchemaError
 from ft_text2sql.functions import fold_ascii
-from ft_text2sql.parsing import parse_query
+from ft_text2sql.parsing import parse_query, too_deep
 
 _HIDDEN = {
     "sqlite": {"rowid", "oid", "_rowid_"},
@@ -65,8 +65,14 @@ def real_tables(node: exp.Expr, dialect: str) -> Iterator[exp.Table]:
     A CTE is visible in the query that it stands before and in the later CTEs; in itself only
     after RECURSIVE: in `WITH t AS (SELECT * FROM t)` the inner t is the table. Where databases
     see more (SQLite lets a CTE name a later one), this sees a table, and the query is refused.
+
+    Raises:
+        UnsafeSQLError: it is nested too deeply.
     """
-    yield from _real_tables(node, dialect, frozenset())
+    try:
+        yield from _real_tables(node, dialect, frozenset())
+    except RecursionError:
+        raise too_deep() from None
 
 
 def _real_tables(node: exp.Expr, dialect: str, visible: frozenset[str]) -> Iterator[exp.Table]:

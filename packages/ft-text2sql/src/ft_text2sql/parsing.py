@@ -25,6 +25,11 @@ _STEPS = 10_000
 _OPENING = {TokenType.L_PAREN, TokenType.L_BRACKET, TokenType.L_BRACE}
 _CLOSING = {TokenType.R_PAREN, TokenType.R_BRACKET, TokenType.R_BRACE}
 _BLANKS = "\t\n\r"
+_NUMERIC_AFFINITY = {
+    *(exp.DType.BOOLEAN, exp.DType.DECIMAL),
+    *(exp.DType.DATE, exp.DType.DATETIME, exp.DType.TIME),
+    *(exp.DType.TIMESTAMP, exp.DType.TIMESTAMPNTZ),
+}
 
 
 def parse_query(sql: str, dialect: str) -> exp.Query:
@@ -46,9 +51,13 @@ def parse_query(sql: str, dialect: str) -> exp.Query:
         parser.steps_left = _STEPS + _STEPS_PER_TOKEN * len(tokens)
         statements = [each for each in parser.parse(tokens, sql) if each is not None]
     except RecursionError:
-        raise _too_deep() from None
+        raise too_deep() from None
+    except UnsafeSQLError:
+        raise
     except SqlglotError as error:
         raise InvalidSQLError(f"is not valid {dialect} SQL: {_what(error)}") from None
+    except Exception as error:  # sqlglot stumbles over some nonsense: ValueError, AttributeError
+        raise InvalidSQLError(f"is not valid {dialect} SQL: {_line(str(error))}") from None
     # A comment behind the last semicolon is a statement of its own to sqlglot.
     statements = [each for each in statements if not isinstance(each, exp.Semicolon)]
     if len(statements) != 1:
@@ -67,10 +76,13 @@ def render(query: exp.Query, dialect: str) -> str:
     """
     if dialect == "sqlite":
         _free_joins(query)
+        _keep_casts(query)
+    if dialect == "postgres":
+        _keep_to_hex(query)
     try:
         text = query.sql(dialect=dialect, comments=False, unsupported_level=ErrorLevel.RAISE)
     except RecursionError:
-        raise _too_deep() from None
+        raise too_deep() from None
     except (UnsupportedError, ValueError) as error:
         raise InvalidSQLError(f"is not valid {dialect} SQL: {_line(str(error))}") from None
     if len(text) > 2 * MAX_CHARACTERS:
@@ -87,7 +99,26 @@ def _free_joins(query: exp.Query) -> None:
     for join in query.find_all(exp.Join):
         if join.kind == "CROSS":
             join.set("kind", "INNER")
-            join.set("on", exp.Literal.number(1))
+            if not any(join.args.get(part) for part in ("on", "using", "method")):
+                join.set("on", exp.Literal.number(1))
+
+
+def _keep_casts(query: exp.Query) -> None:
+    """Write casts so that SQLite does what it would have done.
+
+    sqlglot turns CAST(x AS DATE) into DATE(x), and NUMERIC into REAL. To SQLite, all these types
+    have the affinity NUMERIC, and nothing else of a type counts in a cast.
+    """
+    for cast in query.find_all(exp.Cast):
+        if cast.to.this in _NUMERIC_AFFINITY:
+            kind = exp.DType.USERDEFINED
+            cast.set("to", exp.DataType(this=kind, kind="NUMERIC"))
+
+
+def _keep_to_hex(query: exp.Query) -> None:
+    """Write `to_hex`, which sqlglot writes as HEX, a function that PostgreSQL does not have."""
+    for node in list(query.find_all(exp.Hex)):
+        node.replace(exp.Anonymous(this="to_hex", expressions=[node.this]))
 
 
 def _check_characters(sql: str) -> None:
@@ -122,7 +153,7 @@ def _check_tokens(tokens: list[Token]) -> None:
     for kind in kinds:
         depth += (kind in _OPENING) - (kind in _CLOSING)
         if depth > MAX_NESTING:
-            raise _too_deep()
+            raise too_deep()
 
 
 @lru_cache(maxsize=16)
@@ -153,7 +184,8 @@ def _parser_class(base: Any) -> Any:
     return Limited
 
 
-def _too_deep() -> UnsafeSQLError:
+def too_deep() -> UnsafeSQLError:
+    """Return the error of a statement that only deep recursion could follow."""
     return UnsafeSQLError("is nested too deeply; write it with fewer brackets or terms")
 
 

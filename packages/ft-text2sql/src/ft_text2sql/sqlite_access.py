@@ -20,6 +20,7 @@ from typing import Any
 
 from ft_text2sql.errors import DatabaseError, QueryError, SQLError, UnsafeSQLError
 from ft_text2sql.functions import allowed_functions, fold_ascii
+from ft_text2sql.identifiers import quote_name
 from ft_text2sql.results import Limits, QueryResult, Rows, Stop
 
 # Not all have names in Python's module; the numbers are those of sqlite3.h.
@@ -32,6 +33,8 @@ _STEP = 200
 _LOCK_SECONDS = 5.0
 
 Opener = Callable[[], sqlite3.Connection]
+Read = tuple[str, str, str | None]
+"""A view, and a table and its column that it reads; no column where it only counts rows."""
 
 
 class SQLiteAccess:
@@ -114,7 +117,7 @@ class SQLiteAccess:
         # One wait for a lock within the time limit, not one for each statement below: the first
         # that reads the file shows every lock and damage.
         connection.execute(f"PRAGMA busy_timeout = {1000 * min(_LOCK_SECONDS, limits.timeout):.0f}")
-        real = {_lower(name) for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+        kinds = dict(connection.execute("SELECT name, type FROM sqlite_master"))
         connection.execute("PRAGMA query_only = ON")
         # Functions that hide in views, indexes and default values stay within the list too.
         connection.execute("PRAGMA trusted_schema = OFF")
@@ -131,16 +134,24 @@ class SQLiteAccess:
             # The first use declares a table, which the authorizer would take for a write.
             with suppress(sqlite3.Error):  # not in every build of SQLite
                 connection.execute(f"SELECT 1 FROM {name}('[]') LIMIT 0").close()
-        connection.set_authorizer(self._authorizer(real))
+        views = [name for name, kind in kinds.items() if kind == "view" and self._may_read(name)]
+        read = _read_by(connection, views)
+        connection.set_authorizer(self._authorizer({_lower(name) for name in kinds}, read))
 
-    def _authorizer(self, real: Collection[str]) -> Callable[..., int]:
-        """Return what SQLite asks before it compiles each part of a statement."""
+    def _authorizer(self, real: Collection[str], read: Collection[Read]) -> Callable[..., int]:
+        """Return what SQLite asks before it compiles each part of a statement.
+
+        Args:
+            real: the names of all tables and views.
+            read: what the views that may be read read themselves. A CTE that has a view's name
+                looks like the view here.
+        """
 
         def authorize(
             action: int, first: str | None, second: str | None, _: object, view: str | None
         ) -> int:
             if action == _READ:
-                allowed = self._may_read(first) or (view is not None and self._may_read(view))
+                allowed = self._may_read(first) or (_lower(view), _lower(first), second) in read
                 if not allowed and second == "":
                     # Of a CTE, SQLite asks too where no column of it is read, as in count(*).
                     name = _lower(first)
@@ -180,6 +191,27 @@ class SQLiteAccess:
                 "left a journal, or its folder is read-only: open it once with the app"
             )
         return QueryError(f"failed in the database: {text}")
+
+
+def _read_by(connection: sqlite3.Connection, views: Collection[str]) -> set[Read]:
+    """Return what views read, as SQLite tells it when it compiles them; nothing of them runs.
+
+    The connection needs another authorizer afterwards.
+    """
+    names, found = {_lower(view) for view in views}, set[Read]()
+
+    def note(
+        action: int, first: str | None, second: str | None, _: object, view: str | None
+    ) -> int:
+        if action == _READ and _lower(view) in names:
+            found.update((_lower(view), _lower(first), each) for each in (second, ""))
+        return sqlite3.SQLITE_OK
+
+    connection.set_authorizer(note)
+    for view in views:
+        with suppress(sqlite3.Error):  # of a view that is broken
+            connection.execute(f"EXPLAIN SELECT * FROM {quote_name(view, 'sqlite')}").close()
+    return found
 
 
 def memory_copy(engine: Any) -> sqlite3.Connection:
