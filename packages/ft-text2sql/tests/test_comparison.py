@@ -119,6 +119,12 @@ class TestNormalise:
             "SELECT name FROM ship WHERE a = 'B'"
         )
 
+    def test_an_empty_text_in_double_quotes_is_kept(self) -> None:
+        """SQLite takes it for a value, sqlglot for a name."""
+        sql = 'SELECT name FROM ship WHERE flag <> ""'
+        assert normalise_sql(sql) == sql
+        assert normalise_sql(sql, "postgres") == sql
+
     def test_what_is_no_query_is_compared_as_text(self) -> None:
         assert normalise_sql(" SELEC  name\nFROM ship; ") == "SELEC name FROM ship"
         assert normalise_sql("DROP TABLE ship;") == "DROP TABLE ship"

@@ -50,7 +50,8 @@ def quote_name(name: str, dialect: str) -> str:
     have, the standard's.
     """
     preparer = _preparer(dialect)
-    if not name.isprintable():  # SQLAlchemy overlooks a line feed at the end
+    # SQLAlchemy cannot take an empty name, and overlooks a line feed at the end.
+    if not name or not name.isprintable():
         return str(preparer.quote_identifier(name))
     if ignores_case(dialect) and preparer.quote(name.lower()) == name.lower():
         return name
