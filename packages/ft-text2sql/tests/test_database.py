@@ -4,9 +4,11 @@ import asyncio
 import hashlib
 import os
 import re
+import socket
 import sqlite3
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -289,10 +291,40 @@ def test_the_whole_result_is_limited(database: ReadOnlyDatabase) -> None:
     assert len(result.rows) < 4
 
 
+def test_large_rows_are_fetched_one_by_one(postgres_database: ReadOnlyDatabase) -> None:
+    size = 3_000_000
+    small = "SELECT 'x' AS text UNION ALL "  # the first row says nothing of the others
+    sql = f"SELECT repeat('x', {size}) FROM generate_series(1, 20)"
+    tracemalloc.start()
+    try:
+        result = without_guard(limited(postgres_database, cell=10, result=1_000), small + sql)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (len(result.rows), result.truncated) == (21, True)
+    assert peak < 7 * size
+
+
+def test_arrays_and_json_count_with_what_they_hold(postgres_database: ReadOnlyDatabase) -> None:
+    for value in (
+        "array_agg(repeat('x', 9))",
+        "json_build_object('a', json_agg('xxxxxxxxx'::text))",
+    ):
+        sql = f"SELECT {value} FROM generate_series(1, 9), generate_series(1, 9) g GROUP BY g"
+        result = without_guard(limited(postgres_database, result=100), sql)
+        assert result.truncated
+        assert len(result.rows) < 9
+
+
 @pytest.mark.parametrize("limit", ["timeout", "rows", "cell", "result"])
-def test_limits_must_be_positive(limit: str) -> None:
+@pytest.mark.parametrize("value", [0, float("nan"), float("inf"), 10**10])
+def test_limits_are_such_that_databases_take_them(limit: str, value: Any) -> None:
     with pytest.raises(ArgumentError, match=limit):
-        Limits(**{limit: 0})
+        Limits(**{limit: value})
+
+
+def test_the_longest_time_is_taken(database: ReadOnlyDatabase) -> None:
+    assert limited(database, timeout=1_000_000).execute("SELECT 1").rows == [(1,)]
 
 
 # --- stopping, threads
@@ -501,6 +533,46 @@ def test_any_driver_of_postgresql_will_do(postgres_url: str, driver: str) -> Non
         without_guard(limited(database, timeout=0.3), "SELECT pg_sleep(60)")
     assert limited(database).execute("SELECT 1").rows == [(1,)]
     database.close()
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_a_value_that_python_cannot_hold_is_the_querys_fault(
+    postgres_url: str, driver: str
+) -> None:
+    database = ReadOnlyDatabase(make_url(postgres_url).set(drivername=f"postgresql+{driver}"))
+    values = ["date '0044-03-15 BC'", "'10000-01-01'::date", "interval '100000000 years'"]
+    values += ["timestamp 'infinity'"] if driver == "psycopg" else []
+    for value in values:
+        with pytest.raises(QueryError, match=r"that Python cannot hold .*; cast it to text"):
+            without_guard(database, f"SELECT {value}")
+        assert without_guard(database, f"SELECT ({value})::text").rows
+    borrowed = database._access._pool.connect()  # type: ignore[attr-defined]
+    line = borrowed.dbapi_connection.fileno()
+    borrowed.close()
+    with socket.socket(fileno=os.dup(line)) as opened:
+        opened.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(DatabaseError, match="lost the connection"):
+        database.execute("SELECT 1")
+    assert database.execute("SELECT 1").rows == [(1,)]
+    database.close()
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_an_engine_that_commits_by_itself_is_read_in_a_transaction(
+    postgres_url: str, driver: str
+) -> None:
+    url = make_url(postgres_url).set(drivername=f"postgresql+{driver}")
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    database = ReadOnlyDatabase(engine)
+    for _ in range(2):
+        assert database.execute("SELECT count(*) FROM customers").rows == [(4,)]
+        state = without_guard(database, "SELECT current_setting('transaction_read_only')")
+        assert state.rows == [("on",)]
+    with engine.connect() as connection:
+        raw: Any = connection.connection.dbapi_connection
+        assert raw.autocommit
+    database.close()
+    engine.dispose()
 
 
 def test_the_apps_engine_keeps_its_connections_and_settings(postgres_url: str) -> None:

@@ -3,8 +3,8 @@
 The query does not reach the server as a statement. It is handed over as a value, and a fixed
 block of PL/pgSQL opens a cursor for it, which PostgreSQL does for one statement that gives rows
 and for nothing else. Several statements in one text, `COMMIT`, `SET` and `COPY` fail there, also
-where the driver would run them. The rows come in small batches, so that a large result stays in
-the server.
+where the driver would run them. The rows come in small batches, fewer at a time the larger they
+are, so that a large result stays in the server.
 
 All settings are of the transaction: behind a pooler such as PgBouncer, a setting of the session
 would reach the app's own statements.
@@ -20,6 +20,7 @@ from ft_text2sql.errors import DatabaseError, QueryError, SQLError
 from ft_text2sql.results import Limits, QueryResult, Rows, Stop
 
 _BATCH = 50
+"""Rows that are fetched at a time, if they are small."""
 _GRACE = 1.0
 """Seconds after which this side stops a query that the server has not stopped."""
 
@@ -87,7 +88,7 @@ class PostgresAccess:
         except SQLError:
             raise
         except Exception as error:
-            raise self._explained(error, stop) from None
+            raise self._explained(error, raw, stop) from None
         finally:
             stop.interrupts_with(None)
             watchdog.cancel()
@@ -105,6 +106,8 @@ class PostgresAccess:
 
     def _read(self, raw: Any, sql: str, limits: Limits, stop: Stop) -> QueryResult:
         rows = Rows(limits)
+        if raw.autocommit:  # of the app's engine: each statement is a transaction of its own
+            raw.autocommit = False
         with raw.cursor() as cursor:
             cursor.execute("SET TRANSACTION READ ONLY")
             left = str(max(1, int(stop.seconds_left * 1000)))
@@ -118,21 +121,27 @@ class PostgresAccess:
             cursor.execute(_OPEN)
             while not rows.full:
                 stop.check()
-                cursor.execute(f"FETCH {_BATCH} FROM ft_text2sql_rows")
+                wanted = rows.next_batch(_BATCH)
+                cursor.execute(f"FETCH {wanted} FROM ft_text2sql_rows")
                 columns = [each[0] for each in cursor.description]
-                batch = cursor.fetchall()
-                rows.add(batch)
-                if len(batch) < _BATCH:
+                rows.add(cursor.fetchall())
+                if cursor.rowcount < wanted:
                     break
             cursor.execute("SELECT pg_advisory_unlock_all()")  # a rollback leaves them
         return QueryResult(columns, rows.rows, rows.truncated, stop.seconds)
 
-    def _explained(self, error: Exception, stop: Stop) -> SQLError | DatabaseError:
+    def _explained(self, error: Exception, raw: Any, stop: Stop) -> SQLError | DatabaseError:
         state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
         if stop.due or state == "57014":  # query_canceled: the server's timer is a little early
             return stop.error()
-        if state is None or state[:2] in ("08", "57"):
+        # libpq's errors have no state, but a class that says so; a driver's own have neither.
+        broken = state is None and isinstance(error, (raw.OperationalError, raw.InterfaceError))
+        if raw.closed or broken or (state or "")[:2] in ("08", "57"):
             return DatabaseError(f"lost the connection to PostgreSQL: {self._line(error)}")
+        if state is None:  # the driver's own error: a year before 1, an endless timestamp
+            return QueryError(
+                f"gives a value that Python cannot hold ({self._line(error)}); cast it to text"
+            )
         diagnosis = getattr(error, "diag", None)
         said = getattr(diagnosis, "message_primary", None) or self._line(error)
         hint = getattr(diagnosis, "message_hint", None)

@@ -12,13 +12,17 @@ from typing import Any
 from ft_core.errors import ArgumentError
 from ft_text2sql.errors import QueryCancelledError, QueryTimeoutError
 
+_MOST = {"timeout": 1_000_000, "rows": 2**31 - 1, "cell": 2**31 - 1, "result": 2**31 - 1}
+"""What databases take as a limit: they count in 32 bits, PostgreSQL its time in milliseconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The bounds of one query; all are greater than zero.
+    """The bounds of one query; all are greater than zero, and finite.
 
     Raises:
-        ArgumentError: one is not.
+        ArgumentError: one is not a number greater than 0, or is more than databases take: a
+            million seconds, and 2**31 - 1 of the others.
     """
 
     timeout: float = 10.0
@@ -31,13 +35,18 @@ class Limits:
     In SQLite no value inside the query may be larger either: that would be an error.
     """
     result: int = 10_000_000
-    """Characters and bytes of all cells together; the rows behind are left out."""
+    """Characters and bytes of all cells together; the rows behind are left out.
+
+    A row is read whole before it is cut, and where rows get longer and longer, a few of them.
+    """
 
     def __post_init__(self) -> None:
         for name in ("timeout", "rows", "cell", "result"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise ArgumentError(name, f"must be a number greater than 0, not {value!r}")
+            if value > _MOST[name]:
+                raise ArgumentError(name, f"must be at most {_MOST[name]:,}, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +127,22 @@ class Rows:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._size = 0
+        self._largest = 1
+        """Size of the largest row so far, before it was cut."""
         self.rows: list[tuple[Any, ...]] = []
         self.truncated = False
         self.full = False
         """Whether no further row is wanted."""
+
+    def next_batch(self, most: int) -> int:
+        """Return how many rows to read next: what fits, if they are as large as those so far.
+
+        One to begin with, and never many times as many as are known; at least one.
+        """
+        known = len(self.rows)
+        left = max(0, self._limits.result - self._size)
+        wanted = (most, 4 * known, left // self._largest, self._limits.rows + 1 - known)
+        return max(1, int(min(wanted)))
 
     def add(self, batch: Iterable[Sequence[Any]]) -> None:
         """Take rows until the limits are reached; one more than they allow says `truncated`."""
@@ -129,16 +150,30 @@ class Rows:
             if len(self.rows) >= self._limits.rows or self._size > self._limits.result:
                 self.full = self.truncated = True
                 return
+            self._largest = max(self._largest, sum(map(_size_of, row)))
             self.rows.append(tuple(self._cell(value) for value in row))
 
     def _cell(self, value: Any) -> Any:
         if isinstance(value, memoryview | bytearray):
             value = bytes(value)
-        if not isinstance(value, str | bytes):
-            self._size += 8
-            return value
-        if len(value) > self._limits.cell:
+        if isinstance(value, str | bytes) and len(value) > self._limits.cell:
             value = value[: int(self._limits.cell)]
             self.truncated = True
-        self._size += len(value)
+        self._size += _size_of(value)
         return value
+
+
+def _size_of(value: Any) -> int:
+    """Return the characters and bytes of a cell, also within arrays and JSON; 8 of a number."""
+    size, waiting = 0, [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, str | bytes | bytearray | memoryview):
+            size += len(each)
+        elif isinstance(each, list | tuple):
+            waiting += each
+        elif isinstance(each, dict):
+            waiting += [*each.keys(), *each.values()]
+        else:
+            size += 8
+    return size
