@@ -575,6 +575,29 @@ def test_an_engine_that_commits_by_itself_is_read_in_a_transaction(
     engine.dispose()
 
 
+@pytest.mark.parametrize("given", ["url", "engine"])
+def test_close_ends_its_own_connections_and_none_of_the_apps(postgres_url: str, given: str) -> None:
+    url = make_url(postgres_url)
+    engine = create_engine(url.update_query_dict({"application_name": f"closed {given}"}))
+    database = ReadOnlyDatabase(engine.url if given == "url" else engine)
+    database.as_sql_database()
+    database.execute("SELECT 1")
+    database.close()
+    count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = :name"
+    other = create_engine(url)
+    until = time.monotonic() + HUNG
+    wanted = 0 if given == "url" else 1
+    while True:  # the server needs a moment to see that a client has gone
+        with other.connect() as connection:
+            found = connection.execute(text(count), {"name": f"closed {given}"}).scalar()
+        if found == wanted or time.monotonic() > until:
+            break
+        time.sleep(0.05)
+    assert found == wanted
+    engine.dispose()
+    other.dispose()
+
+
 def test_the_apps_engine_keeps_its_connections_and_settings(postgres_url: str) -> None:
     engine = create_engine(postgres_url, connect_args={"application_name": "shop"})
     database = ReadOnlyDatabase(engine)

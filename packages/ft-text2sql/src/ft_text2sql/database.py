@@ -80,7 +80,7 @@ class ReadOnlyDatabase:
         limits: Limits | None = None,
         allow_unprotected: bool = False,
     ) -> None:
-        engine, listed, schema = _parts(source)
+        engine, listed, schema, self._owns_engine = _parts(source)
         self._original = None if listed is None else source
         self.tables = _names("tables", listed if tables is None else tables)
         """The tables that may be read, sorted; None: all but the system's."""
@@ -137,10 +137,16 @@ class ReadOnlyDatabase:
             stop.cancel()
 
     def close(self) -> None:
-        """Close the connections that are kept for later statements; they open anew if needed."""
+        """Close the connections that are kept for later statements; they open anew if needed.
+
+        Those of an engine that the caller gave are left alone; of a URL or a file, those that
+        describe the tables of `as_sql_database` are closed, too.
+        """
         close = getattr(self._access, "close", None)
         if close is not None:
             close()
+        if self._owns_engine:
+            self._engine.dispose()
 
     def as_sql_database(self) -> GuardedSQLDatabase:
         """Return LlamaIndex's SQLDatabase, for a query engine, that runs statements through this.
@@ -242,8 +248,8 @@ class _UnprotectedAccess:
         return QueryResult(columns, rows.rows, rows.truncated, stop.seconds)
 
 
-def _parts(source: Any) -> tuple[Any, Collection[str] | None, str | None]:
-    """Return a source's engine, the tables that it lists, and its schema."""
+def _parts(source: Any) -> tuple[Any, Collection[str] | None, str | None, bool]:
+    """Return a source's engine, the tables that it lists, its schema, and if it was made here."""
     from sqlalchemy import create_engine
     from sqlalchemy.engine import URL, Engine
 
@@ -256,7 +262,7 @@ def _parts(source: Any) -> tuple[Any, Collection[str] | None, str | None]:
         source = URL.create("sqlite", database=str(path))
     if isinstance(source, str | URL):
         try:
-            return create_engine(source), None, None
+            return create_engine(source), None, None, True
         except ModuleNotFoundError as error:
             raise ArgumentError(
                 "database",
@@ -271,14 +277,14 @@ def _parts(source: Any) -> tuple[Any, Collection[str] | None, str | None]:
                 "sqlite:///shop.db or postgresql+psycopg://user@host/shop",
             ) from None
     if isinstance(source, Engine):
-        return source, None, None
+        return source, None, None, False
     inner = getattr(source, "sync_engine", None)  # of an AsyncEngine
     if isinstance(inner, Engine):
-        return inner, None, None
+        return inner, None, None, False
     from llama_index.core.utilities.sql_wrapper import SQLDatabase
 
     if isinstance(source, SQLDatabase):
-        return source.engine, list(source.get_usable_table_names()), source._schema
+        return source.engine, list(source.get_usable_table_names()), source._schema, False
     raise ArgumentError(
         "database", f"is a SQLDatabase, an engine, a URL or a file, not a {type(source).__name__}"
     )
