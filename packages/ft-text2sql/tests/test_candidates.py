@@ -10,8 +10,15 @@ import pytest
 
 from ft_core.errors import ArgumentError
 from ft_text2sql.candidates import Candidate, CandidateRunner, Election, elect
-from ft_text2sql.database import ReadOnlyDatabase
-from ft_text2sql.errors import DatabaseError, QueryError, SchemaError, UnsafeSQLError
+from ft_text2sql.database import Limits, ReadOnlyDatabase
+from ft_text2sql.errors import (
+    DatabaseError,
+    QueryCancelledError,
+    QueryError,
+    SchemaError,
+    UnsafeSQLError,
+)
+from ft_text2sql.results import Stop
 from ft_text2sql.schema import Schema
 
 NORWAY = "SELECT name FROM customers WHERE country = 'Norway'"
@@ -50,6 +57,7 @@ def chosen(runner: CandidateRunner, *sqls: str, logprobs: list[float] | None = N
         ([NOWHERE, NULLS, NULLS], NULLS, 2),
         ([UP, DOWN, DOWN], DOWN, 2),  # order counts where both ask for one
         ([SWEDEN, DOWN, ANY], DOWN, 2),  # and not where one does not
+        ([ANY, UP, DOWN], ANY, 2),  # and one without brings no two orders together
         ([BAD, "DROP TABLE customers"], BAD, 0),
     ],
 )
@@ -74,6 +82,34 @@ def test_duplicate_rows_count(runner: CandidateRunner) -> None:
     once = "SELECT DISTINCT country FROM customers"
     assert chosen(runner, once, twice, twice).winner.sql == twice
     assert chosen(runner, once, twice, twice).votes == 2
+
+
+def test_what_was_cut_off_may_differ(runner: CandidateRunner) -> None:
+    runner._database.limits = Limits(rows=1)
+    same = [ANY, "select name from customers;", "SELECT c.name FROM customers AS c"]
+    assert chosen(runner, *same).votes == 3
+    other = "SELECT name FROM customers WHERE id < 3"
+    found = chosen(runner, ANY, other, "SELECT 'Ada' AS name")
+    assert {one.result.rows[0] for one in found.candidates if one.result} == {("Ada",)}
+    assert found.votes == 1
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_cancelled_query_ends_them_all(
+    runner: CandidateRunner, monkeypatch: pytest.MonkeyPatch, sync: bool
+) -> None:
+    ran: list[str] = []
+
+    def cancelled(sql: str, limits: Limits, stop: Stop, _: object) -> None:
+        ran.append(sql)
+        runner._database.cancel()
+        stop.check()
+
+    monkeypatch.setattr(runner._database._access, "run", cancelled)
+    written = [Candidate(NORWAY), Candidate(OSLO)]
+    with pytest.raises(QueryCancelledError):
+        runner.run(written) if sync else asyncio.run(runner.arun(written))
+    assert ran == [NORWAY]
 
 
 def test_each_error_says_why(runner: CandidateRunner) -> None:

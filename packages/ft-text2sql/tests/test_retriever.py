@@ -26,7 +26,7 @@ from sqlalchemy import create_engine
 
 from ft_core.errors import ArgumentError
 from ft_text2sql import GuardedSQLDatabase, Limits, Text2SQLRetriever
-from ft_text2sql.errors import DatabaseError, SchemaError
+from ft_text2sql.errors import DatabaseError, QueryCancelledError, SchemaError
 from ft_text2sql.handler import Text2SQLHandler
 
 OSLO = "SELECT name FROM customers WHERE city = 'Oslo'"
@@ -172,6 +172,26 @@ def test_a_query_without_end_is_stopped(shop: Path, ask: Any) -> None:
     text, metadata = ask(Text2SQLRetriever(guarded, Writer(endless, OSLO, OSLO), n=2))
     assert text == "[('Ada',), ('Cyd',)]"
     assert "ran longer than 0.2 seconds" in metadata["candidates"][0]["error"]
+
+
+def test_a_cancelled_question_asks_for_no_repair(
+    database: GuardedSQLDatabase, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_only = database.read_only
+    run = read_only._access.run
+
+    def cancelled(sql: str, limits: Any, stop: Any, opener: Any) -> Any:
+        if "Oslo" in sql:
+            read_only.cancel()
+            stop.check()
+        return run(sql, limits, stop, opener)
+
+    llm = Writer(OSLO, NORWAY)
+    retriever = Text2SQLRetriever(database, llm)
+    monkeypatch.setattr(read_only._access, "run", cancelled)
+    with pytest.raises(QueryCancelledError):
+        ask(retriever)
+    assert len(llm._asked) == 1
 
 
 def test_a_database_that_is_gone_is_an_error_of_its_own(

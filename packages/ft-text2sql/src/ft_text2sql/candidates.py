@@ -13,9 +13,9 @@ from typing import Any
 
 from ft_core.errors import ArgumentError
 from ft_core.metrics import results_match
-from ft_text2sql.comparison import asks_for_order
+from ft_text2sql.comparison import asks_for_order, normalise_sql
 from ft_text2sql.database import ReadOnlyDatabase
-from ft_text2sql.errors import SQLError
+from ft_text2sql.errors import QueryCancelledError, SQLError
 from ft_text2sql.names import check_schema
 from ft_text2sql.results import QueryResult
 from ft_text2sql.schema import Schema
@@ -77,6 +77,7 @@ class CandidateRunner:
         """Return the candidates with their results or errors.
 
         Raises:
+            QueryCancelledError: the app cancelled one; the rest does not run.
             DatabaseError: the database cannot be read.
         """
         done: dict[str, Candidate] = {}
@@ -85,6 +86,8 @@ class CandidateRunner:
                 try:
                     self._check(one.sql)
                     done[one.sql] = Candidate(one.sql, result=self._database.execute(one.sql))
+                except QueryCancelledError:
+                    raise
                 except SQLError as error:
                     done[one.sql] = Candidate(one.sql, error=error)
         return _with_results(written, done)
@@ -98,6 +101,8 @@ class CandidateRunner:
                     self._check(one.sql)
                     result = await self._database.aexecute(one.sql)
                     done[one.sql] = Candidate(one.sql, result=result)
+                except QueryCancelledError:
+                    raise
                 except SQLError as error:
                     done[one.sql] = Candidate(one.sql, error=error)
         return _with_results(written, done)
@@ -120,9 +125,12 @@ def elect(candidates: Sequence[Candidate], dialect: str = "sqlite") -> Election:
 
     Results that say something win over empty ones and those of NULLs alone, and these over
     errors, whatever their number. Results are the same as `ft_core.metrics.results_match` has it;
-    their order counts where both queries ask for one. Of results with as many votes that wins
-    whose best query has the higher mean log-probability, where all are known; else the one that
-    was written first. So one candidate alone, and the first of equals, is plain greedy.
+    their order counts where both queries ask for one. What was cut off by a limit may differ, so
+    a truncated result is the same as another only where the SQL is, too, as `normalise_sql` has
+    it. Queries vote together where each agrees with each: one without an order joins the first
+    group that it agrees with, and brings no two orders together. Of results with as many votes
+    that wins whose best query has the higher mean log-probability, where all are known; else the
+    one that was written first. So one candidate alone, and the first of equals, is plain greedy.
 
     Args:
         candidates: in the order in which they were written, the greedy one first.
@@ -146,9 +154,9 @@ def elect(candidates: Sequence[Candidate], dialect: str = "sqlite") -> Election:
 
 
 def _join(groups: list[list[Candidate]], candidate: Candidate, dialect: str) -> None:
-    """Add a candidate to the group that has its result, or make a new one."""
+    """Add a candidate to the first group that has its result, or make a new one."""
     for group in groups:
-        if _agree(group[0], candidate, dialect):
+        if all(_agree(member, candidate, dialect) for member in group):
             group.append(candidate)
             return
     groups.append([candidate])
@@ -159,6 +167,8 @@ def _agree(one: Candidate, other: Candidate, dialect: str) -> bool:
         return True
     assert one.result is not None
     assert other.result is not None
+    if one.result.truncated or other.result.truncated:
+        return normalise_sql(one.sql, dialect) == normalise_sql(other.sql, dialect)
     ordered = asks_for_order(one.sql, dialect) and asks_for_order(other.sql, dialect)
     return results_match(one.result.rows, other.result.rows, ordered=ordered)
 

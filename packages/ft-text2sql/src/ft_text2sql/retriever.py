@@ -125,6 +125,7 @@ class Text2SQLRetriever(NLSQLRetriever):
 
         Raises:
             SQLError: nothing runs; only without `handle_sql_errors`.
+            QueryCancelledError: the app cancelled it (`ReadOnlyDatabase.cancel`); always.
             DatabaseError: the database cannot be read.
         """
         bundle = _bundle(str_or_query_bundle)
