@@ -304,10 +304,51 @@ def test_passwords_are_never_written(tmp_path, postgres_url, llm_of):
     assert first["dialect"] == "postgres"
     assert first["database"] == "postgres"
     assert second["query"] == "Is postgresql://ada:***@db/shop or password=*** right?"
-    assert mark["sql"] == "SELECT 'mysql+x://u:***@h' -- pwd=***"
+    assert mark["sql"] == f"SELECT 'mysql+x://u:***@h' -- pwd={secret}"
+    assert mark["sql_changed"] is True
     # A question that quotes the password as a mere word is the user's own; errors are ours.
     assert secret not in first["error"]
     assert not handler.failures
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("PGPASSWORD=hunter2 psql", "PGPASSWORD=*** psql"),
+        ("x:///?odbc_connect=PWD%3Dhunter2%3BUID%3Da", "x:///?odbc_connect=PWD%3D***%3BUID%3Da"),
+        ("UID%3Da%3BPWD%3D%7Bhun%3Bter2%7D%3B", "UID%3Da%3BPWD%3D***%3B"),
+        ("PWD={hun;t}}er2};UID=a", "PWD=***;UID=a"),
+        (r"password='hun\'t er2' user=a", "password=*** user=a"),
+        (r"password=hun\ ter2 user=a", "password=*** user=a"),
+        ("password='' user='a'", "password=*** user='a'"),
+        ("password=hun%3Bter2&user=a", "password=***&user=a"),
+    ],
+)
+def test_passwords_in_every_spelling(handler, text, hidden):
+    assert handler.clean(text) == hidden
+
+
+def test_sql_that_compares_passwords_is_an_example_and_sql_that_was_changed_is_none(
+    handler, engine_of, llm_of, caplog
+):
+    compared = "WITH u AS (SELECT 1 AS password) SELECT o.password FROM u JOIN u o "
+    compared += "ON u.password = o.password WHERE u.password = '1' OR o.password=1"
+    secret = "SELECT 'pg://ada:hunter2@db'"
+    answers = iter([compared, secret])
+    engine = engine_of(llm_of(lambda prompt: next(answers)))
+    handler.attach(engine)
+    engine.query("Whose?")
+    engine.query("Where?")
+    handler.mark(handler.last_query_id, correct=True)
+    first, second, _ = lines(handler)
+    assert (first["sql"], "sql_changed" in first) == (compared, False)
+    assert (second["sql"], second["sql_changed"]) == ("SELECT 'pg://ada:***@db'", True)
+    with caplog.at_level("INFO"):
+        assert [example.sql for example in handler.to_dataset()] == [compared]
+    assert "{'with SQL that was changed to hide something': 1}" in caplog.text
+    handler.mark(handler.query_ids("Whose?")[0], sql=secret)
+    with pytest.raises(DatasetError, match="2 with SQL that was changed"):
+        handler.to_dataset()
 
 
 def test_every_text_is_redacted(tmp_path, engine_of):

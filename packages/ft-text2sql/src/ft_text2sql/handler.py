@@ -33,11 +33,21 @@ _TABLE_INFO = "get_single_table_info"
 _PARSE = "parse_response_to_sql"
 _MAX_ERROR = 1_000  # characters
 _MAX_CELL = 300
-# In a URL, and in the key=value form of libpq and ODBC.
+_URL_PASSWORD = re.compile(r"(?P<before>\b[A-Za-z][\w+.-]*://[^\s/@:]*:)\S*(?=@)")
+# The key=value form of libpq, ODBC and the environment; ODBC's also as part of a URL.
 _PASSWORD = re.compile(
-    r"(?P<before>\b[A-Za-z][\w+.-]*://[^\s/@:]*:)\S*(?=@)"
-    r"|(?P<key>\b(?:password|passwd|pwd)\s*=\s*)(?:'[^']*'|\"[^\"]*\"|[^\s&;,]+)",
-    re.IGNORECASE,
+    r"""
+    (?P<key>\b\w*(?:password|passwd|pwd)\s*=\s*)
+    (?:
+        '(?:[^'\\]|\\.|'')*'
+      | "(?:[^"\\]|\\.|"")*"
+      | \{(?:[^}]|\}\})*\}
+      | (?:[^\s&;,\\]|\\.)+
+    )
+    | (?P<encoded>\b\w*(?:password|passwd|pwd)%3D)
+    (?: %7B(?:(?!%7D).|%7D%7D)*%7D | (?:(?!%3B)[^\s&;,'"])+ )
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
 
 
@@ -76,7 +86,8 @@ class Text2SQLHandler(QueryHandler):
     The rows are not written, and neither are the sample rows and values that a retriever with
     `rows_retrievers` or `cols_retrievers` puts into the prompt. But a question, SQL or an error
     of the database may quote a value: `redact` sees them all. Passwords in URLs and connection
-    strings are replaced by `***` in every text.
+    strings are replaced by `***` in every text; in SQL those in URLs alone, as `password = 'x'`
+    is a condition there. SQL that is no longer what the LLM or a person wrote is no example.
 
     Safe with threads, asyncio and several processes on one file; a line survives the death of
     the process. Nothing that goes wrong in here reaches the app: see `ft_core.hooks.Hook`.
@@ -168,7 +179,7 @@ class Text2SQLHandler(QueryHandler):
         database = retriever._sql_database
         success, error = _outcome(call, asked, metadata)
         fields: dict[str, Any] = {
-            "sql": self.clean(sql),
+            **self._sql_fields(sql),
             "dialect": dialect_name(database.dialect),
             "model": _model(retriever),
             "success": success,
@@ -199,8 +210,17 @@ class Text2SQLHandler(QueryHandler):
         return {name: self.clean(text) for name, text in texts.items() if text}
 
     def clean(self, text: str) -> str:
-        """Return the text without passwords in URLs, redacted, and such that a file holds it."""
-        return super().clean(_PASSWORD.sub(_hidden, text))
+        """Return the text without passwords, redacted, and such that a file holds it."""
+        return self._clean_sql(_PASSWORD.sub(_hidden, text))
+
+    def _clean_sql(self, sql: str) -> str:
+        """Do what `clean` does, but for `password = ...`, which is a condition in SQL."""
+        return super().clean(_URL_PASSWORD.sub(r"\g<before>***", sql))
+
+    def _sql_fields(self, sql: str) -> dict[str, Any]:
+        """Return the SQL as a record or a mark holds it, and whether cleaning has changed it."""
+        cleaned = self._clean_sql(sql)
+        return {"sql": cleaned} if cleaned == sql else {"sql": cleaned, "sql_changed": True}
 
     def _cleaned_error(self, error: str, database: Any) -> str:
         password = database.engine.url.password
@@ -236,7 +256,7 @@ class Text2SQLHandler(QueryHandler):
                 raise ArgumentError("sql", f"is a statement, not {sql!r}")
             fields: dict[str, Any] = {} if correct is None else {"correct": correct}
             if sql is not None:
-                fields["sql"] = self.clean(sql)
+                fields |= self._sql_fields(sql)
             self.write_mark(query_id, fields)
         except Exception as error:
             self._failed(error)
@@ -257,7 +277,8 @@ class Text2SQLHandler(QueryHandler):
 
         What is marked as correct counts though it was never run. A mark holds for every record
         of the same question, tables and SQL; and where people confirmed or corrected the SQL
-        of a question, what else was written for it is left out, unless confirmed, too. Each
+        of a question, what else was written for it is left out, unless confirmed, too. SQL that
+        was changed before it was written, to hide a password or by `redact`, is left out. Each
         example is there once. A log message says how many records are left out, and why.
 
         Raises:
@@ -328,4 +349,4 @@ def _described(error: BaseException) -> str:
 
 
 def _hidden(match: re.Match[str]) -> str:
-    return f"{match['before'] or match['key']}***"
+    return f"{match['key'] or match['encoded']}***"

@@ -20,6 +20,8 @@ class _Question:
     """SQL that people said is wrong."""
     right: dict[str, dict[str, Any]] = field(default_factory=dict)
     """SQL that people confirmed or wrote, to the record that they said it of."""
+    changed: set[str] = field(default_factory=set)
+    """SQL that is not as it was written: something in it was hidden."""
 
 
 def examples_of(records: Iterable[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], Counter[str]]:
@@ -39,7 +41,10 @@ def examples_of(records: Iterable[Mapping[str, Any]]) -> tuple[list[dict[str, An
         texts.update(record.get("texts", {}))
         key = record["query"], record.get("context")
         kept = {name: value for name, value in record.items() if name != "texts"}
-        questions.setdefault(key, _Question()).records.append(kept)
+        question = questions.setdefault(key, _Question())
+        question.records.append(kept)
+        if record.get("sql_changed"):
+            question.changed.add(record["sql"])
         by_id[record["id"]] = key, kept
     left_out: Counter[str] = Counter()
     for query_id, mark in marks.items():
@@ -61,6 +66,8 @@ def _take(question: _Question, record: dict[str, Any], mark: Mapping[str, Any]) 
     right = mark.get("sql") or (record["sql"] if mark.get("correct") else None)
     if right is not None:
         question.right[right] = record
+    if mark.get("sql_changed"):
+        question.changed.add(mark["sql"])
     if right != record["sql"]:
         question.wrong.add(record["sql"])
 
@@ -82,9 +89,12 @@ def _chosen(question: _Question, left_out: Counter[str]) -> dict[str, dict[str, 
             left_out["failed"] += 1
         else:
             chosen.setdefault(sql, record)
-    known = {sql: r for sql, r in chosen.items() if _schema(r) or r.get("database")}
-    if len(known) < len(chosen):
-        left_out["without a schema"] += len(chosen) - len(known)
+    whole = {sql: r for sql, r in chosen.items() if sql not in question.changed}
+    if len(whole) < len(chosen):
+        left_out["with SQL that was changed to hide something"] += len(chosen) - len(whole)
+    known = {sql: r for sql, r in whole.items() if _schema(r) or r.get("database")}
+    if len(known) < len(whole):
+        left_out["without a schema"] += len(whole) - len(known)
     return known
 
 
