@@ -143,17 +143,43 @@ class TestSpider:
             ({}, {"db_id": "../fleet"}, "dev.json: [0].db_id: '../fleet' is no name of a folder"),
             ({}, {"db_id": None}, "dev.json: [0].db_id: is missing"),
             ({}, {"query": ""}, "dev.json: [0].query: is ''"),
-            ({"primary_keys": [9]}, {}, "tables.json: [0].primary_keys: there is no column 9"),
-            ({"foreign_keys": [3]}, {}, "tables.json: [0].foreign_keys: is a list of pairs"),
+            (
+                {"primary_keys": [9]},
+                {},
+                "tables.json: [0] (fleet).primary_keys: there is no column 9",
+            ),
+            (
+                {"foreign_keys": [3]},
+                {},
+                "tables.json: [0] (fleet).foreign_keys: is a list of pairs",
+            ),
             (
                 {"column_names_original": ["a"]},
                 {},
-                "tables.json: [0].column_names_original[0]: is a table's number and a name",
+                "tables.json: [0] (fleet).column_names_original[0]: is a table's number and a name",
             ),
+            (
+                {"column_names_original": [[-1, "*"], [2, "a"]]},
+                {},
+                "tables.json: [0] (fleet).column_names_original[1]: there is no table 2",
+            ),
+            (
+                {"column_names_original": [[-1, "*"], [-1, "a"]]},
+                {},
+                "tables.json: [0] (fleet).column_names_original[1]: there is no table -1",
+            ),
+            (
+                {"column_types": {"a": 1}},
+                {},
+                "tables.json: [0] (fleet).column_types: is not a list",
+            ),
+            ({"primary_keys": 1}, {}, "tables.json: [0] (fleet).primary_keys: is not a list"),
+            ({"primary_keys": [True]}, {}, "tables.json: [0] (fleet).primary_keys: there is no"),
+            ({"foreign_keys": 3}, {}, "tables.json: [0] (fleet).foreign_keys: is not a list"),
             (
                 {"table_names_original": ["a", "a"]},
                 {},
-                "tables.json: [0]: tables: 'a' stands twice",
+                "tables.json: [0] (fleet): tables: 'a' stands twice",
             ),
         ],
     )
@@ -165,6 +191,14 @@ class TestSpider:
         with pytest.raises(DatasetError) as error:
             read_spider(tmp_path)
         assert str(error.value).startswith(f"{tmp_path}/{message}")
+
+    def test_errors_of_the_other_tables_name_their_file(self, tmp_path: Path) -> None:
+        write(tmp_path / "tables.json", [spider_tables(db_id="other")])
+        path = write(tmp_path / "test_tables.json", [spider_tables(primary_keys=[9])])
+        write(tmp_path / "test.json", [spider_row()])
+        with pytest.raises(DatasetError, match="no column 9") as error:
+            read_spider(tmp_path)
+        assert error.value.source == str(path)
 
     def test_another_folder_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(
@@ -272,6 +306,15 @@ class TestText2SQLData:
             (entry(sentence("")), "[1].sentences[0].text: is ''"),
             (entry(sentence("a", x0="")), "[1].sentences[0].variables: 'x0' has no value, here or"),
             (entry({**sentence("a"), "variables": [1]}), "[1].sentences[0].variables: maps names"),
+            (entry(variables=5), "[1].sentences[0].variables: of the entry are not a list"),
+            (
+                entry({**sentence("a"), "variables": {"": "x"}}),
+                "[1].sentences[0].variables: one has no name",
+            ),
+            (
+                entry(variables=[{"name": "", "example": "x"}]),
+                "[1].sentences[0].variables: one has no name",
+            ),
         ],
     )
     def test_bad_entries_are_named(self, data: Callable[..., Path], bad: Any, message: str) -> None:

@@ -156,13 +156,18 @@ def _filled_in(entry: Mapping[str, Any], sentence: Any, query: str) -> tuple[str
     values = sentence.get("variables") or {}
     if not isinstance(values, Mapping) or not all(isinstance(v, str) for v in values.values()):
         raise DatasetError("maps names to texts", place="variables")
-    examples = {
-        variable.get("name"): variable.get("example")
-        for variable in entry.get("variables") or []
-        if isinstance(variable, Mapping)
+    described = entry.get("variables") or []
+    if not isinstance(described, list):
+        raise DatasetError("of the entry are not a list", place="variables")
+    examples: dict[str, Any] = {
+        variable["name"]: variable.get("example")
+        for variable in described
+        if isinstance(variable, Mapping) and isinstance(variable.get("name"), str)
     }
+    if "" in values or "" in examples:
+        raise DatasetError("one has no name, here or in the entry", place="variables")
     filled: dict[str, str] = {}
-    for name in {*values, *(n for n in examples if isinstance(n, str) and n in query)}:
+    for name in {*values, *(name for name in examples if name in query)}:
         # A variable of the SQL alone has its value in the entry.
         value = values.get(name) or examples.get(name)
         if not isinstance(value, str) or not value:

@@ -73,14 +73,13 @@ class _SpiderSchemas:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._tables = folder / "tables.json"
-        self._entries: dict[str, tuple[int, Mapping[str, Any]]] = {}
+        self._entries: dict[str, tuple[Path, int, Mapping[str, Any]]] = {}
         self._found: dict[str, tuple[Schema, str]] = {}
-        for name in ("tables.json", "test_tables.json"):
-            if (folder / name).is_file():
-                for index, entry in entries_of(folder / name):
-                    with placed_in(folder / name, f"[{index}]"):
-                        self._entries.setdefault(text_of(entry, "db_id"), (index, entry))
+        for path in (folder / "tables.json", folder / "test_tables.json"):
+            if path.is_file():
+                for index, entry in entries_of(path):
+                    with placed_in(path, f"[{index}]"):
+                        self._entries.setdefault(text_of(entry, "db_id"), (path, index, entry))
 
     def get(self, database: str) -> tuple[Schema, str]:
         """Return the schema and its CREATE TABLE statements."""
@@ -91,8 +90,8 @@ class _SpiderSchemas:
 
     def _read(self, database: str) -> Schema:
         if database in self._entries:
-            index, entry = self._entries[database]
-            with placed_in(self._tables, f"[{index}]"):
+            path, index, entry = self._entries[database]
+            with placed_in(path, f"[{index}] ({database})"):
                 return _spider_schema(entry)
         if Path(database).name != database:
             raise DatasetError(f"{database!r} is no name of a folder", place="db_id")
@@ -127,28 +126,29 @@ def _reflect_sqlite(path: Path) -> Schema:
 def _spider_schema(entry: Mapping[str, Any]) -> Schema:
     """Read an entry of `tables.json`; columns are numbered across tables, from 0, the star."""
     names = list_of(entry, "table_names_original")
-    types = entry.get("column_types") or []
+    types = _optional_list(entry, "column_types")
     columns: list[tuple[int, Column]] = []
     for number, pair in enumerate(list_of(entry, "column_names_original")):
-        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], int)):
-            raise DatasetError(
-                "is a table's number and a name", place=f"column_names_original[{number}]"
-            )
+        place = f"column_names_original[{number}]"
+        if not (isinstance(pair, list) and len(pair) == 2 and type(pair[0]) is int):
+            raise DatasetError("is a table's number and a name", place=place)
+        if not 0 <= pair[0] < len(names) and pair != [-1, "*"]:
+            raise DatasetError(f"there is no table {pair[0]}", place=place)
         kind = types[number] if number < len(types) and isinstance(types[number], str) else ""
         columns.append((pair[0], Column(str(pair[1]), "" if kind == "others" else kind.upper())))
 
     def column(number: Any, place: str) -> tuple[int, str]:
-        if not isinstance(number, int) or not 0 < number < len(columns):
+        if type(number) is not int or not 0 < number < len(columns) or columns[number][0] < 0:
             raise DatasetError(f"there is no column {number!r}", place=place)
         return columns[number][0], columns[number][1].name
 
     primary: dict[int, list[str]] = defaultdict(list)
-    for key in entry.get("primary_keys") or []:
+    for key in _optional_list(entry, "primary_keys"):
         for number in key if isinstance(key, list) else [key]:
             table, name = column(number, "primary_keys")
             primary[table].append(name)
     foreign: dict[int, list[ForeignKey]] = defaultdict(list)
-    for pair in entry.get("foreign_keys") or []:
+    for pair in _optional_list(entry, "foreign_keys"):
         if not (isinstance(pair, list) and len(pair) == 2):
             raise DatasetError("is a list of pairs of columns", place="foreign_keys")
         (table, name), (other, referred) = (column(number, "foreign_keys") for number in pair)
@@ -164,3 +164,11 @@ def _spider_schema(entry: Mapping[str, Any]) -> Schema:
             for number, name in enumerate(names)
         )
     )
+
+
+def _optional_list(entry: Mapping[str, Any], key: str) -> list[Any]:
+    """Return a list of an entry, an empty one where it has none."""
+    value = entry.get(key)
+    if value is not None and not isinstance(value, list):
+        raise DatasetError("is not a list", place=key)
+    return value or []
