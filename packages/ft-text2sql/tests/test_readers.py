@@ -39,6 +39,13 @@ class TestSQLCreateContext:
             ),
             'SELECT "name" AS "the name" FROM "ship" ORDER BY "the name"': None,
             'SELECT name FROM ship WHERE "Flag" = \'"x"\'': None,
+            'SELECT flag "My Flag" FROM ship "s" WHERE "s"."name" > 1 ORDER BY "My Flag"': None,
+            'SELECT 1 FROM (SELECT name AS n FROM ship) AS "sub" WHERE "sub"."n" = 2': None,
+            'SELECT "n" FROM (SELECT name n FROM ship)': None,
+            # An alias of a table is no column.
+            'SELECT s.name FROM ship AS s WHERE s.flag = "S"': (
+                "SELECT s.name FROM ship AS s WHERE s.flag = 'S'"
+            ),
             # A name of a table that the query does not read is a value.
             'SELECT name FROM ship WHERE flag = "town"': (
                 "SELECT name FROM ship WHERE flag = 'town'"

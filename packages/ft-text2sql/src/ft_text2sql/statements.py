@@ -67,8 +67,21 @@ def values_in_quotes(sql: str, schema: Schema | None) -> str:
     tables = [] if schema is None else [t for t in schema.tables if t.name.casefold() in words]
     names = {column.name.casefold() for table in tables for column in table.columns}
     names |= {table.name.casefold() for table in tables}
-    names |= {name.casefold() for name in re.findall(r'\bas\s+"([^"]*)"', sql, re.IGNORECASE)}
+    names |= {name.casefold() for name in _names_in(sql)}
     return standard_quotes(sql, lambda name: name.casefold() in names, "sqlite")
+
+
+def _names_in(sql: str) -> Iterator[str]:
+    """Yield what can only be a name: aliases, with or without AS, and what stands at a dot."""
+    tree = parse(sql, "sqlite")
+    if tree is None:
+        yield from re.findall(r'\bas\s+"([^"]*)"', sql, re.IGNORECASE)
+        return
+    for node in tree.find_all(exp.Identifier):
+        bare = isinstance(node.parent, exp.Column) and not node.parent.table
+        # Of a table, an alias that stands without quotes says nothing: with AS s, "S" is a value.
+        if isinstance(node.parent, exp.Alias) or (node.quoted and not bare):
+            yield node.name
 
 
 def without_quantifiers(sql: str, dialect: str = "sqlite") -> str:
