@@ -328,7 +328,7 @@ def test_passwords_in_every_spelling(handler, text, hidden):
     assert handler.clean(text) == hidden
 
 
-def test_sql_that_compares_passwords_is_an_example_and_sql_that_was_changed_is_none(
+def test_sql_that_compares_passwords_is_an_example_and_sql_with_a_password_hidden_is_none(
     handler, engine_of, llm_of, caplog
 ):
     compared = "WITH u AS (SELECT 1 AS password) SELECT o.password FROM u JOIN u o "
@@ -345,9 +345,9 @@ def test_sql_that_compares_passwords_is_an_example_and_sql_that_was_changed_is_n
     assert (second["sql"], second["sql_changed"]) == ("SELECT 'pg://ada:***@db'", True)
     with caplog.at_level("INFO"):
         assert [example.sql for example in handler.to_dataset()] == [compared]
-    assert "{'with SQL that was changed to hide something': 1}" in caplog.text
+    assert "{'with a password hidden in the SQL': 1}" in caplog.text
     handler.mark(handler.query_ids("Whose?")[0], sql=secret)
-    with pytest.raises(DatasetError, match="2 with SQL that was changed"):
+    with pytest.raises(DatasetError, match="2 with a password hidden"):
         handler.to_dataset()
 
 

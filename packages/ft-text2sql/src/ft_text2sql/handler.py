@@ -87,7 +87,7 @@ class Text2SQLHandler(QueryHandler):
     `rows_retrievers` or `cols_retrievers` puts into the prompt. But a question, SQL or an error
     of the database may quote a value: `redact` sees them all. Passwords in URLs and connection
     strings are replaced by `***` in every text; in SQL those in URLs alone, as `password = 'x'`
-    is a condition there. SQL that is no longer what the LLM or a person wrote is no example.
+    is a condition there. SQL in which one was replaced is no example.
 
     Safe with threads, asyncio and several processes on one file; a line survives the death of
     the process. Nothing that goes wrong in here reaches the app: see `ft_core.hooks.Hook`.
@@ -211,16 +211,16 @@ class Text2SQLHandler(QueryHandler):
 
     def clean(self, text: str) -> str:
         """Return the text without passwords, redacted, and such that a file holds it."""
-        return self._clean_sql(_PASSWORD.sub(_hidden, text))
-
-    def _clean_sql(self, sql: str) -> str:
-        """Do what `clean` does, but for `password = ...`, which is a condition in SQL."""
-        return super().clean(_URL_PASSWORD.sub(r"\g<before>***", sql))
+        return super().clean(_without_url_passwords(_PASSWORD.sub(_hidden, text)))
 
     def _sql_fields(self, sql: str) -> dict[str, Any]:
-        """Return the SQL as a record or a mark holds it, and whether cleaning has changed it."""
-        cleaned = self._clean_sql(sql)
-        return {"sql": cleaned} if cleaned == sql else {"sql": cleaned, "sql_changed": True}
+        """Return the SQL as a record or a mark holds it, and whether a password was hidden in it.
+
+        There, `password = ...` is a condition. What `redact` changes is as its author wants it.
+        """
+        hidden = _without_url_passwords(sql)
+        fields: dict[str, Any] = {"sql": super().clean(hidden)}
+        return fields if hidden == sql else fields | {"sql_changed": True}
 
     def _cleaned_error(self, error: str, database: Any) -> str:
         password = database.engine.url.password
@@ -277,8 +277,8 @@ class Text2SQLHandler(QueryHandler):
 
         What is marked as correct counts though it was never run. A mark holds for every record
         of the same question, tables and SQL; and where people confirmed or corrected the SQL
-        of a question, what else was written for it is left out, unless confirmed, too. SQL that
-        was changed before it was written, to hide a password or by `redact`, is left out. Each
+        of a question, what else was written for it is left out, unless confirmed, too. SQL in
+        which a password was hidden is left out. Each
         example is there once. A log message says how many records are left out, and why.
 
         Raises:
@@ -346,6 +346,10 @@ def _described(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+
+
+def _without_url_passwords(text: str) -> str:
+    return _URL_PASSWORD.sub(r"\g<before>***", text)
 
 
 def _hidden(match: re.Match[str]) -> str:

@@ -21,7 +21,7 @@ class _Question:
     right: dict[str, dict[str, Any]] = field(default_factory=dict)
     """SQL that people confirmed or wrote, to the record that they said it of."""
     changed: set[str] = field(default_factory=set)
-    """SQL that is not as it was written: something in it was hidden."""
+    """SQL in which a password was hidden: it is no longer what was written."""
 
 
 def examples_of(records: Iterable[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], Counter[str]]:
@@ -91,7 +91,7 @@ def _chosen(question: _Question, left_out: Counter[str]) -> dict[str, dict[str, 
             chosen.setdefault(sql, record)
     whole = {sql: r for sql, r in chosen.items() if sql not in question.changed}
     if len(whole) < len(chosen):
-        left_out["with SQL that was changed to hide something"] += len(chosen) - len(whole)
+        left_out["with a password hidden in the SQL"] += len(chosen) - len(whole)
     known = {sql: r for sql, r in whole.items() if _schema(r) or r.get("database")}
     if len(known) < len(whole):
         left_out["without a schema"] += len(whole) - len(known)
