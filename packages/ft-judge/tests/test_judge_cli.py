@@ -12,6 +12,7 @@ from openai_platform import OpenAIPlatform
 
 from ft_core.datasets import JudgeDataset, JudgeExample
 from ft_core.errors import ArgumentError, DatasetError
+from ft_judge.baselines import longer_answer
 from ft_judge.cli import judge
 from ft_judge.recipe import Recipe
 
@@ -71,6 +72,24 @@ def test_train_and_compare(
     assert page.read_text().startswith("<!")
     run("eval", verdicts, *compared)
     assert "length" in capsys.readouterr().out
+
+
+def test_each_judge_has_a_name_of_its_own(
+    verdicts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ft_judge.cli._loaded", lambda *given: longer_answer)
+    folders = ("old/judge", "judge", "length", "teacher")
+    asked = [part for folder in folders for part in ("--judge", folder)]
+    run("eval", verdicts, *asked, "--length", "--json")
+    names = [run["name"] for run in json.loads(capsys.readouterr().out)["runs"]]
+    whole = [str(tmp_path.resolve() / folder) for folder in folders]
+    assert names == ["length", "judge", *whole[1:]]
+    with pytest.raises(ArgumentError, match="--judge: judge is given twice"):
+        run("eval", verdicts, "--judge", "judge", "--judge", "./judge/")
 
 
 def test_a_hosted_student(

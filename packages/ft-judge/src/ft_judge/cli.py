@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,12 +107,13 @@ def evaluate(
     except DatasetError as error:
         raise error if error.source else error.at(dataset) from None
     targets: dict[str, Any] = {}
+    names = _names(judges, given(base=base, length=length or None))
     if base is not None:
         targets["base"] = untrained_judge(task, base, device=device)  # type: ignore[arg-type]
     if length:
         targets["length"] = longer_answer
-    for folder in judges:
-        targets[_name(folder, targets)] = _loaded(folder, task, device)
+    for name, folder in names.items():
+        targets[name] = _loaded(folder, task, device)
     report = evaluate_judges(data, targets, num_workers=workers, journal=journal)
     if html is not None:
         report.save_html(html)
@@ -135,10 +137,20 @@ def _loaded(folder: Path, task: str, device: str | None) -> Any:
     return _engine_class(task).load(folder, **settings).get_finetuned_model()
 
 
-def _name(folder: Path, taken: dict[str, Any]) -> str:
-    """Return the folder's name, or its whole path where another judge has that name."""
-    name = folder.name or str(folder)
-    return str(folder) if name in taken or name == "teacher" else name
+def _names(folders: list[Path], others: Iterable[str]) -> dict[str, Path]:
+    """Return each folder by its name, or by its whole path where another run has that name."""
+    from ft_core.errors import ArgumentError
+    from ft_judge.evaluation import TEACHER
+
+    names: dict[str, Path] = {}
+    taken = {"", TEACHER, *others}
+    for folder in folders:
+        whole = str(folder.expanduser().resolve())
+        if whole in taken:
+            raise ArgumentError("--judge", f"{folder} is given twice")
+        names[whole if folder.name in taken else folder.name] = folder
+        taken |= {whole, folder.name}
+    return names
 
 
 def _refuse(option: str, value: Any, reason: str) -> None:
