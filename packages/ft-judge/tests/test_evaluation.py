@@ -264,6 +264,25 @@ def test_calibration_is_measured_where_a_judge_tells_a_probability():
     assert "calibration_error_teacher" not in report.statistics["silent"]
 
 
+def test_calibration_knows_of_ties():
+    examples = [e.model_copy(update={"human": None}) for e in pairs(8)]
+
+    def error(judge, examples):
+        report = evaluate(JudgeDataset(examples=examples), judge)
+        return report.statistics["judge"]["calibration_error_teacher"].value
+
+    def three_way(example):  # 0.6 for its verdict, 0.3 for a tie
+        return Judgement(right(example), 0.75 if right(example) else 0.25, tie=0.3)
+
+    def two_way(example):
+        return Judgement(right(example), 0.5)
+
+    assert error(three_way, examples) == pytest.approx(0.4)
+    tied = [e.model_copy(update={"verdict": 0.5, "flipped_verdict": 0.5}) for e in examples]
+    assert error(two_way, tied) == pytest.approx(0)
+    assert error(three_way, tied) == pytest.approx(0.6)
+
+
 def test_a_teacher_that_contradicts_itself_is_left_out_of_agreement():
     examples = pairs(12).examples
     torn = [e.model_copy(update={"flipped_verdict": 1 - e.verdict}) for e in examples[:5]]
@@ -283,6 +302,26 @@ def test_examples_without_a_verdict_are_counted():
     report = evaluate(JudgeDataset(examples=[*mute, *examples[2:]]), {"right": right})
     assert "The teacher gave no verdict on 2 of 12 examples." in report.notes()
     assert not any(note.startswith("People gave") for note in report.notes())
+
+
+def test_the_teacher_is_not_wrong_where_it_was_not_asked():
+    examples = pairs(12).examples
+    silent = {"verdict": None, "flipped_verdict": None}
+    unasked = [e.model_copy(update=silent) for e in examples[:2]]
+    unreadable = examples[2].model_copy(
+        update={**silent, "human": 1.0, "metadata": {"inconclusive": "no mark"}}
+    )
+    dataset = JudgeDataset(examples=[*unasked, unreadable, *examples[3:]])
+    report = evaluate(dataset, {"right": right})
+    teacher = report.measures["teacher"]
+    agreed = sum(e.human == e.verdict for e in examples[3:]) / 10
+    assert (teacher["agreement_human"].mean, teacher["agreement_human"].n) == (agreed, 10)
+    assert teacher["joint_agreement_human"].mean == agreed
+    assert teacher["conclusive"].mean == 0.9
+    assert report.statistics["teacher"]["consensus_inconclusive_human"] == (0.1, None, None, 10)
+    assert report.measures["right"]["agreement_human"].n == 12
+    recorded = next(run for run in report.runs if run.name == "teacher")
+    assert (recorded.answers["1"], recorded.answers["4"][0]) == ("[not judged]", "A")
 
 
 def test_only_people_judged():
@@ -469,6 +508,12 @@ def test_terminal_json_and_page(tmp_path):
 
 
 def test_arguments(llm_of):
+    async def later(example):
+        return 1.0
+
+    def asked(example):
+        raise AssertionError("asked before the arguments were checked")
+
     dataset = pairs(4)
     mixed = JudgeDataset(examples=[*dataset, *scored([1.0])])
     cases = [
@@ -488,6 +533,12 @@ def test_arguments(llm_of):
             {},
             "judges correctness, the dat",
         ),
+        (dataset, {"a": asked, 3: asked}, {}, "judges: go by names, which are texts; 3 is none"),
+        (dataset, {"a": asked, "b": later}, {}, "b: is an async function"),
+        (dataset, {"a": asked, "b": PairwiseComparisonEvaluator}, {}, "b: is the class Pairwise"),
+        (dataset, {"a": asked}, {"baseline": "b"}, r"baseline: 'b' is not evaluated; .*\['a'\]"),
+        (dataset, {"a": asked}, {"baseline": ["a"]}, r"baseline: \['a'\] is not evaluated"),
+        (dataset, {"a": asked}, {"baseline": "teacher"}, "baseline: 'teacher' is whom the judges"),
         (dataset, right, {"num_workers": 0}, "num_workers: must be at least 1"),
         (dataset, right, {"seed": -1}, "seed: must be 0 or more"),
         (dataset, right, {"prices": {"x": 1.0}}, "prices: 'x' is not evaluated"),

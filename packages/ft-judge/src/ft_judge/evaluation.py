@@ -73,7 +73,8 @@ def evaluate_judges(
             `Judgement`) is measured for calibration.
         both_orders: ask for each pair in both orders; otherwise only as it stands.
         include_teacher: show the recorded verdicts as a judge of their own, where people
-            judged too: what the student could reach.
+            judged too: what the student could reach. Examples that the teacher was not asked
+            about, without a verdict or a word of why there is none, do not count for it.
         baseline: the judge that the others are compared with; the first by default.
         prices: a judge's name to the prices of a million tokens in and out, or to the price
             of a verdict, in any currency, the same for all.
@@ -93,7 +94,7 @@ def evaluate_judges(
     examples = dataset.examples
     references = _check(dataset, num_workers, seed)
     targets = judges if isinstance(judges, Mapping) else {"judge": judges}
-    _check_judges(targets, prices or {})
+    _check_judges(targets, prices or {}, baseline)
     orders = 2 if both_orders and examples[0].task == "pairwise" else 1
     log = AnswerLog(journal, Answer)
     runs: dict[str, list[Judged]] = {}
@@ -125,7 +126,8 @@ def evaluate_judges(
         {str(n): _shown(example) for n, example in enumerate(examples, 1)},
         _reference_texts(examples, references[0]),
         statistics={
-            name: statistics(items, of_run[name], seed=seed) for name, items in runs.items()
+            name: statistics([i for i in items if i.answers], of_run[name], seed=seed)
+            for name, items in runs.items()
         },
         remarks=_remarks(examples, references),
         title=f"Judges: {examples[0].task}",
@@ -150,6 +152,9 @@ def _ask(
 
 
 def _recorded(example: JudgeExample, orders: int) -> tuple[Answer, ...]:
+    """Return what the teacher said in each order; nothing where it was not asked."""
+    if example.label is None and "inconclusive" not in example.metadata:
+        return ()
     first = Answer(example.label, feedback=example.reasoning or "")
     if orders == 1:
         return (first,)
@@ -184,18 +189,19 @@ def _evaluation(
     price: Price | None,
 ) -> AnswerEvaluation:
     keyed = {str(number): item for number, item in enumerate(items, 1)}
+    asked = {key: item for key, item in keyed.items() if item.answers}
     scores: dict[str, dict[str, float]] = {}
     for reference in references:
-        scores[f"agreement_{reference}"] = _each(keyed, partial(_agreement, reference))
+        scores[f"agreement_{reference}"] = _each(asked, partial(_agreement, reference))
         if items[0].example.task == "correctness":
-            scores[f"closeness_{reference}"] = _each(keyed, partial(_closeness, reference))
+            scores[f"closeness_{reference}"] = _each(asked, partial(_closeness, reference))
         else:
-            scores[f"joint_agreement_{reference}"] = _each(keyed, partial(_joint, reference))
-    scores["conclusive"] = _each(keyed, _conclusive)
-    scores["consistent"] = _each(keyed, _consistent)
-    scores["latency"] = _each(keyed, _latency)
+            scores[f"joint_agreement_{reference}"] = _each(asked, partial(_joint, reference))
+    scores["conclusive"] = _each(asked, _conclusive)
+    scores["consistent"] = _each(asked, _consistent)
+    scores["latency"] = _each(asked, _latency)
     if price is not None:
-        scores["cost"] = _each(keyed, partial(_cost, price))
+        scores["cost"] = _each(asked, partial(_cost, price))
     failures = {
         key: next(a.error for a in item.answers if a.error)
         for key, item in keyed.items()
@@ -286,6 +292,8 @@ def _reference_texts(examples: Sequence[JudgeExample], reference: str) -> dict[s
 
 
 def _said(item: Judged) -> str:
+    if not item.answers:
+        return "[not judged]"
     parts = [_worded(item.example.task, a.verdict, a.feedback) for a in item.answers]
     if len(parts) == 1:
         return parts[0]
@@ -349,11 +357,23 @@ def _check(dataset: JudgeDataset, num_workers: int, seed: int) -> list[str]:
     return references
 
 
-def _check_judges(judges: Mapping[str, Any], prices: Mapping[str, Price]) -> None:
+def _check_judges(
+    judges: Mapping[str, Any], prices: Mapping[str, Price], baseline: str | None
+) -> None:
     if not judges:
         raise ArgumentError("judges", "is empty; name at least one")
+    for name in judges:
+        if not isinstance(name, str):
+            raise ArgumentError("judges", f"go by names, which are texts; {name!r} is none")
     if TEACHER in judges:
         raise ArgumentError("judges", f"{TEACHER!r} is the name of the recorded verdicts")
+    if baseline == TEACHER:
+        raise ArgumentError(
+            "baseline",
+            f"{TEACHER!r} is whom the judges should agree with; name one of {list(judges)}",
+        )
+    if baseline is not None and baseline not in list(judges):
+        raise ArgumentError("baseline", f"{baseline!r} is not evaluated; there is {list(judges)}")
     for name, price in prices.items():
         if name not in judges:
             raise ArgumentError("prices", f"{name!r} is not evaluated; there is {list(judges)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import inspect
 import math
 import threading
 import time
@@ -87,7 +88,7 @@ class Judge:
         loop: where evaluators run; one loop for all calls, as their clients expect.
 
     Raises:
-        ArgumentError: the target is neither.
+        ArgumentError: the target is neither; a class or an async function is none, either.
     """
 
     def __init__(self, name: str, target: Any, loop: asyncio.AbstractEventLoop) -> None:
@@ -95,6 +96,10 @@ class Judge:
         self._loop = loop
         self._watch = _Watch()
         self._is_evaluator = isinstance(target, BaseEvaluator)
+        if isinstance(target, type):
+            raise ArgumentError(name, f"is the class {target.__name__}; pass an object of it")
+        if not self._is_evaluator and _is_async(target):
+            raise ArgumentError(name, "is an async function; pass one that returns its verdict")
         if not self._is_evaluator and not callable(target):
             raise ArgumentError(
                 name, f"{type(target).__name__} is neither a LlamaIndex evaluator nor a function"
@@ -179,6 +184,11 @@ class Judge:
             "reference": example.reference,
         }
         return await evaluator.aevaluate(**{k: v for k, v in given.items() if v is not None})
+
+
+def _is_async(target: Any) -> bool:
+    called = getattr(target, "__call__", None)  # noqa: B004  # of an object that is called
+    return inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(called)
 
 
 def _judgement(example: JudgeExample, result: Any) -> Judgement:

@@ -35,7 +35,8 @@ class Judged:
 
     example: JudgeExample
     answers: tuple[Answer, ...]
-    """In each order that was asked for, expressed for the example's own order."""
+    """In each order that was asked for, expressed for the example's own order; of the recorded
+    teacher none where it was not asked."""
     teacher: float | None
     human: float | None
 
@@ -172,15 +173,17 @@ def _calibration(items: Sequence[Judged], right: Vector) -> dict[str, Statistic]
         for answer in item.answers:
             if answer.probability is None or answer.verdict is None:
                 continue
-            # Of a tie the probability says nothing.
-            if item.example.task == "correctness":
-                confidences.append(answer.probability)
-            elif answer.verdict == 0.5:
-                continue
-            else:
+            share = float(answer.verdict == label)
+            confidence = answer.probability
+            if item.example.task == "pairwise":
+                if answer.verdict == 0.5:  # of a tie the probability says nothing
+                    continue
                 wins = answer.verdict == 1
-                confidences.append(answer.probability if wins else 1 - answer.probability)
-            correct.append(float(answer.verdict == label))
+                confidence = (confidence if wins else 1 - confidence) - answer.tie / 2
+                if label == 0.5 and not answer.tie:  # it knows no ties, and is half right
+                    share = 0.5
+            confidences.append(max(0.0, confidence))
+            correct.append(share)
     if not confidences:
         return {}
     error = expected_calibration_error(confidences, correct)
