@@ -83,6 +83,7 @@ def test_scales(task):
     accepted = {v for v in (0, 0.5, 1, 2, 3.5, 5, 6, -1) if refusal(task, v) is None}
     binary = {0, 1}
     assert accepted == {"pairwise": {0, 0.5, 1}, "correctness": {1, 2, 3.5, 5}}.get(task, binary)
+    assert refusal(task, 10**400).startswith("so large a number is")  # no float holds it
 
 
 # --- Orders ----------------------------------------------------------------------------------
@@ -146,6 +147,17 @@ def test_two_records_of_one_pair_in_either_order_become_one():
     assert merged.metadata == {"id": "1"}
     (kept,) = dataset(shown, other).consistent()
     assert kept == merged
+
+
+def test_words_that_could_not_be_read_are_no_reason_for_another_verdict():
+    unread = pair(reasoning="B, or A?", flipped_reasoning="Who knows?")
+    judged = pair(verdict=1.0, flipped_verdict=1.0, flipped_reasoning="The first.")
+    (merged,) = dataset(unread, judged).merged()
+    assert (merged.reasoning, merged.flipped_reasoning) == (None, "The first.")
+    (merged,) = dataset(unread, pair(verdict=1.0, reasoning="It is.")).merged()
+    assert (merged.reasoning, merged.flipped_reasoning) == ("It is.", "Who knows?")
+    (merged,) = dataset(scored(reasoning="Two? Four?"), scored(score=4.0, reasoning="4")).merged()
+    assert merged.reasoning == "4"
 
 
 def test_consistent_says_what_it_drops(caplog):

@@ -47,11 +47,13 @@ def refusal(task: str, value: float) -> str | None:
     A pair's verdict is 1 (the first answer is better), 0 (the second) or 0.5 (a tie);
     correctness is scored from 1 to 5; all other tasks are passed, 1, or failed, 0.
     """
+    # A whole number can be larger than any float, and then has no such format.
+    shown = "so large a number" if abs(value) > 1e300 else f"{value:g}"
     if task == "pairwise":
-        return None if value in (0, 0.5, 1) else f"{value:g} is none of 1, 0 and 0.5 (a tie)"
+        return None if value in (0, 0.5, 1) else f"{shown} is none of 1, 0 and 0.5 (a tie)"
     if task == "correctness":
-        return None if 1 <= value <= 5 else f"{value:g} is outside 1 to 5"
-    return None if value in (0, 1) else f"{value:g} is neither 1 (passed) nor 0 (failed)"
+        return None if 1 <= value <= 5 else f"{shown} is outside 1 to 5"
+    return None if value in (0, 1) else f"{shown} is neither 1 (passed) nor 0 (failed)"
 
 
 class JudgeExample(Example):
@@ -290,8 +292,10 @@ def repeats_merged(
     """Merge records of the same answers, in either order, into the first of them.
 
     What the first lacks is taken from the others: the verdict in the other order, words, a
-    person's verdict. Where two records contradict each other in a verdict, a score or a
-    person's, neither can be believed, and all records of these answers are left out.
+    person's verdict. Words come from a record with the verdict or score that they are of, as
+    those of an answer that could not be read may say the opposite. Where two records contradict
+    each other in a verdict, a score or a person's, neither can be believed, and all records of
+    these answers are left out.
 
     Returns:
         The examples, and by reason how many records fewer they are.
@@ -314,14 +318,21 @@ def repeats_merged(
 def _united(group: list[JudgeExample]) -> JudgeExample | None:
     first, *others = group
     united: dict[str, Any] = {}
-    oriented = [e if e.answer == first.answer else e.flipped() for e in others]
+    records = [first, *(e if e.answer == first.answer else e.flipped() for e in others)]
     for name in ("verdict", "flipped_verdict", "score", "human"):
-        values = {getattr(e, name) for e in (first, *oriented)} - {None}
+        values = {getattr(e, name) for e in records} - {None}
         if len(values) > 1:
             return None
         united[name] = next(iter(values), None)
-    for name in ("reasoning", "flipped_reasoning", "user_feedback", "group"):
-        texts = (getattr(e, name) for e in (first, *oriented))
+    judged = [e for e in records if e.label is not None]
+    turned = [e for e in records if e.flipped_verdict is not None]
+    for name, sources in (
+        ("reasoning", judged or records),
+        ("flipped_reasoning", turned or records),
+        ("user_feedback", records),
+        ("group", records),
+    ):
+        texts = (getattr(e, name) for e in sources)
         united[name] = next((text for text in texts if text is not None), None)
     return first.model_copy(update=united) if others else first
 
