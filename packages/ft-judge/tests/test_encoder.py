@@ -39,6 +39,7 @@ from ft_judge import (
 from ft_judge import calibration as cal
 from ft_judge.cli import judge as command
 from ft_judge.encoder import EncoderJudgeStudent
+from ft_judge.encoder_lessons import Lessons
 from ft_judge.encoder_model import Reader, load_encoder, window
 from ft_judge.encoder_rows import texts_of
 from ft_judge.encoder_settings import EncoderSettings
@@ -651,6 +652,41 @@ def test_data_that_cannot_teach(base: str, tmp_path: Path) -> None:
         CorrectnessJudgeFinetuneEngine(file, base, tmp_path / "judge").finetune()
     assert not (tmp_path / "judge").exists()
     assert not (tmp_path / "judge.training").exists()
+
+
+def test_ties_alone_can_be_held_out_but_not_learned(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    tie = {"verdict": 0.5, "flipped_verdict": 0.5}
+    better, *others = pairs(8, 0).examples
+    ties = [e.model_copy(update=tie) for e in others]
+    split = Lessons("pairwise", pairs(8, 1), JudgeDataset(examples=ties), {}, EncoderSettings())
+    assert [row.target for row in split.watched] == [0.5] * 7
+    assert 0 <= split.record(np.linspace(-1, 1, 7), 64).tie_threshold <= 0.5
+    for seed in range(20):  # whichever part the only one with a better answer falls into
+        settings = EncoderSettings(seed=seed, validation_share=0.5)
+        data = JudgeDataset(examples=[better, *ties])
+        lessons = Lessons("pairwise", data, None, {}, settings)
+        assert any(row.target != 0.5 for row in lessons.rows)
+        assert len(lessons.rows) + len(lessons.watched) == 8
+    assert "only ties would be left to learn from" in caplog.text
+
+
+def test_a_device_that_there_is_not(pairwise: PairwiseJudgeFinetuneEngine, base: str) -> None:
+    for device in ("gpu", 3.5, "xpu:9"):
+        with pytest.raises(ArgumentError, match=f"device: '?{device}"):
+            load_judge(pairwise.output_dir, device=device)
+        with pytest.raises(ArgumentError, match=f"device: '?{device}"):
+            load_encoder(base, device)
+
+
+def test_bad_lora(base: str, tmp_path: Path) -> None:
+    for lora in ("yes", 8, [("r", 8)], {"r": object()}):
+        with pytest.raises(ArgumentError, match="lora: "):
+            student_of(pairs(4, 0), base, tmp_path / "judge", lora=lora)
+    for options in ({"rank": 8}, {"r": -1}, {"target_modules": ["none"]}):
+        with pytest.raises(ArgumentError, match=r"lora: .* cannot be used"):
+            student_of(pairs(4, 0), base, tmp_path / "judge", lora=options).finetune()
 
 
 def test_little_and_empty_is_learned_all_the_same(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from ft_core.errors import TrainingError
+from ft_core.errors import ArgumentError, TrainingError, first_line
 from ft_core.extras import import_extra
 
 
@@ -48,11 +49,30 @@ def add_lora(model: Any, options: Mapping[str, Any], *, task_type: str, extra: s
         extra: the pack's extra that brings PEFT, for the error where it is missing.
 
     Raises:
+        ArgumentError: PEFT has no such option, or cannot use its value.
         MissingExtraError: PEFT is not installed.
     """
     peft = import_extra("peft", extra)
     defaults = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-    model.add_adapter(peft.LoraConfig(task_type=task_type, **{**defaults, **options}))
+    try:
+        model.add_adapter(peft.LoraConfig(task_type=task_type, **{**defaults, **options}))
+    except (TypeError, ValueError) as error:
+        raise ArgumentError("lora", f"{options} cannot be used: {first_line(error)}") from error
+
+
+def plain_lora(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments of peft that another process, and `ft.json`, can take over.
+
+    Raises:
+        ArgumentError: they are no mapping, or hold what JSON cannot.
+    """
+    if not isinstance(options, Mapping):
+        raise ArgumentError("lora", f"is a mapping, {{'r': 16}}, not {options!r}")
+    try:
+        plain = json.loads(json.dumps(dict(options), default=sorted))  # sets, in one order
+    except TypeError as error:
+        raise ArgumentError("lora", f"holds texts, numbers and lists only: {error}") from error
+    return dict(plain)
 
 
 def check_finite(model: Any, setting: str, value: float) -> None:

@@ -17,6 +17,7 @@ from ft_core.files import content_hash
 from ft_core.jobs import Job
 from ft_core.sft.folder_engine import FolderJobEngine
 from ft_core.sft.job_folder import EVENTS
+from ft_core.weights import plain_lora
 from ft_judge.encoder_lessons import Lessons
 from ft_judge.encoder_scoring import EncoderRecord, encoder_evaluator
 from ft_judge.encoder_settings import EncoderSettings
@@ -77,7 +78,7 @@ class EncoderJudgeStudent(FolderJobEngine):
         super().__init__(student, output_dir, show_progress)
         self.recipe = recipe
         self.device = device
-        self.lora = {} if lora is True else dict(lora) if lora else None
+        self.lora = {} if lora is True else plain_lora(lora) if lora else None
         self.settings = EncoderSettings.of(settings)
 
     @classmethod

@@ -11,7 +11,7 @@ from ft_core.datasets import JudgeDataset
 from ft_core.errors import DatasetError
 from ft_judge import calibration
 from ft_judge.calibration import Numbers
-from ft_judge.encoder_rows import Row, grade_rows, grades_in, pair_rows
+from ft_judge.encoder_rows import Row, grade_rows, grades_in, only_ties, pair_rows
 from ft_judge.encoder_scoring import EncoderRecord
 from ft_judge.encoder_settings import EncoderSettings
 
@@ -19,7 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 class Lessons:
-    """What is learned, what the result is calibrated on, and what they say of each other."""
+    """What is learned, what the result is calibrated on, and what they say of each other.
+
+    Raises:
+        DatasetError: nothing can be learned from `data`; never of `validation`.
+    """
 
     def __init__(
         self,
@@ -37,7 +41,11 @@ class Lessons:
         self._settings = settings
         self._grades = [] if self._pairs else grades_in(data)
         self._given: list[float] = []
-        self._rows_of(data)  # refuses what cannot teach before it is split
+        if only_ties(data):
+            raise DatasetError(
+                "every pair is a tie, and of ties nothing can be learned; have pairs judged of "
+                "which one answer is better"
+            )
         if validation is None:
             data, validation = _held_out(data, settings)
         self._data = data
@@ -137,6 +145,8 @@ def _held_out(
         return data, None
     try:
         parts = data.split({"train": 1 - share, "validation": share}, seed=settings.seed)
+        if only_ties(parts["train"]):
+            raise DatasetError("only ties would be left to learn from")
     except DatasetError as error:
         logger.warning(
             "too few questions to hold some out, which would calibrate the judge: %s", error

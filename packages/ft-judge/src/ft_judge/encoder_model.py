@@ -20,7 +20,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ft_core.errors import ArgumentError, first_line
-from ft_core.training import best_device, quiet_unless_terminal
+from ft_core.training import device_named, quiet_unless_terminal
 from ft_judge.encoder_rows import Row, Texts
 
 logger = logging.getLogger(__name__)
@@ -38,8 +38,9 @@ def load_encoder(source: str, device: Any = None, seed: int = 0) -> tuple[Any, A
         The model, its tokenizer, and whether it came with a head. One without gets a fresh one.
 
     Raises:
-        ArgumentError: there is no such model, or it cannot be loaded.
+        ArgumentError: there is no such model, or it cannot be loaded; or no such `device`.
     """
+    place = device_named(device)
     try:
         with quiet_unless_terminal(), _without_report():
             config = AutoConfig.from_pretrained(source)
@@ -65,7 +66,11 @@ def load_encoder(source: str, device: Any = None, seed: int = 0) -> tuple[Any, A
         raise ArgumentError("student", f"{source!r} is damaged: it has no weights for {lacking}")
     if tokenizer.pad_token_id is None:
         raise ArgumentError("student", f"{source!r}: its tokenizer has no padding token")
-    return model.to(device or best_device()).eval(), tokenizer, has_head
+    try:
+        model = model.to(place)
+    except (AssertionError, RuntimeError) as error:  # a device that this machine lacks
+        raise ArgumentError("device", f"{device!r} cannot be used: {first_line(error)}") from error
+    return model.eval(), tokenizer, has_head
 
 
 def window(encoder: Any, tokenizer: Any) -> int:

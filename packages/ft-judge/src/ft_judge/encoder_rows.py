@@ -34,21 +34,17 @@ def texts_of(query: str, reference: str | None, answer: str) -> Texts:
 
 
 def pair_rows(data: JudgeDataset) -> list[Row]:
-    """Return each pair with its verdict; once, as the order cannot matter.
-
-    Raises:
-        DatasetError: there are only ties.
-    """
+    """Return each pair with its verdict; once, as the order cannot matter."""
     rows = []
     for example in data:
         assert example.verdict is not None
         rows.append(Row(_both(example), example.verdict))
-    if all(row.target == 0.5 for row in rows):
-        raise DatasetError(
-            "every pair is a tie, and of ties nothing can be learned; have pairs judged of which "
-            "one answer is better"
-        )
     return rows
+
+
+def only_ties(data: JudgeDataset) -> bool:
+    """Say whether every example is a pair without a better answer."""
+    return all(example.verdict == 0.5 for example in data)
 
 
 def grades_in(data: JudgeDataset) -> list[float]:

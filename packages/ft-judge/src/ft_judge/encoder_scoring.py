@@ -73,6 +73,7 @@ class EncoderScorer:
 
     Raises:
         ArtifactError: the folder is damaged.
+        ArgumentError: there is no such device.
         MissingExtraError: `ft-judge[local]` is not installed.
     """
 
@@ -84,6 +85,8 @@ class EncoderScorer:
         try:
             self._encoder, self._tokenizer, has_head = load_encoder(str(folder), device)
         except ArgumentError as error:
+            if error.argument == "device":
+                raise
             raise ArtifactError(
                 f"{folder}: {first_line(error)}; the folder is damaged, train or copy it again"
             ) from error

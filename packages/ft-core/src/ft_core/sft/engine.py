@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from ft_core.sft.job_folder import EVENTS
 from ft_core.sft.models import EXTRA, KIND
 from ft_core.sft.processes import from_main_process, processes
 from ft_core.sft.settings import SFTSettings
+from ft_core.weights import plain_lora
 
 if TYPE_CHECKING:
     from ft_core.sft.llm import LocalLLM
@@ -89,7 +89,7 @@ class LocalFinetuneEngine(FolderJobEngine):
         self.val_data = val_data
         self.settings = _changed(settings or SFTSettings(), changes)
         self.device = device
-        self.lora = _plain_lora(lora or {})
+        self.lora = plain_lora(lora or {})
         if self.lora and self.settings.lora_rank is None:
             raise ArgumentError("lora", "has no effect on training all weights; give a lora_rank")
         self.callbacks = list(callbacks)
@@ -366,12 +366,3 @@ def _say_whether_better(metrics: Mapping[str, float]) -> None:
             tuned,
             base,
         )
-
-
-def _plain_lora(lora: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments of peft that another process, and `ft.json`, can take over."""
-    try:
-        plain = json.loads(json.dumps(dict(lora), default=sorted))  # sets, in one order
-    except TypeError as error:
-        raise ArgumentError("lora", f"holds texts, numbers and lists only: {error}") from error
-    return dict(plain)
