@@ -342,6 +342,12 @@ def test_words_that_are_missing_are_counted(caplog: pytest.LogCaptureFixture) ->
     assert "1 of 4 judgements come without the teacher's words" in caplog.text
 
 
+def test_questions_on_both_sides_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    held_out = JudgeDataset(examples=[pair(0), pair(1), pair(1, query="Another boat?")])
+    Recipe("pairwise", False, PAIRS, held_out).lessons()
+    assert "2 of 3 questions in val_data are in the training data too" in caplog.text
+
+
 def test_bad_data_names_the_file(tmp_path: Path, base: str) -> None:
     file = tmp_path / "verdicts.jsonl"
     torn = [pair(6, flipped_verdict=0.0), pair(7, flipped_verdict=1.0)]
@@ -397,12 +403,12 @@ def test_which_kind_a_student_is(
     assert kind_of(encoder, {}) == "encoder"
     with pytest.raises(ArgumentError, match=r"student: .*nowhere.*kind='hosted'"):
         kind_of(str(tmp_path / "nowhere"), {})
-    (tmp_path / "t5").mkdir()
-    (tmp_path / "t5" / "config.json").write_text(
-        json.dumps({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]})
-    )
-    with pytest.raises(ArgumentError, match="'local' or 'encoder'"):
-        kind_of(str(tmp_path / "t5"), {})
+    for name, architecture in (("t5", "T5"), ("gemma3", "Gemma3"), ("llava", "Llava")):
+        config = {"model_type": name, "architectures": [f"{architecture}ForConditionalGeneration"]}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ArgumentError, match="'local' or 'encoder'"):
+            kind_of(str(tmp_path / name), {})
 
 
 def test_bad_arguments(base: str) -> None:

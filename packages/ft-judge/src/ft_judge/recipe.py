@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ft_core.artifacts import Manifest
 from ft_core.datasets import ChatDataset, JudgeDataset
+from ft_core.datasets.duplicates import fold
 from ft_core.errors import ArgumentError, ArtifactError, DatasetError
 from ft_judge.prompts import (
     VERDICTS,
@@ -176,7 +177,9 @@ class Recipe:
         train, dropped = _consistent(self.verdicts, self.task)
         if self.val_data is None:
             return train, None, dropped
-        return train, _consistent(self.val_data, self.task)[0], dropped
+        validation, _ = _consistent(self.val_data, self.task)
+        _warn_of_overlap(train, validation)
+        return train, validation, dropped
 
     def lessons(self) -> Lessons:
         """Return the conversations that an LLM learns: each pair in both orders.
@@ -217,6 +220,17 @@ def _consistent(data: Verdicts, task: LLMTask) -> tuple[JudgeDataset, dict[str, 
     except DatasetError as error:
         raise _at(error, data) from None
     return kept, dropped
+
+
+def _warn_of_overlap(train: JudgeDataset, validation: JudgeDataset) -> None:
+    learned, held_out = ({fold(each.asked()) for each in data} for data in (train, validation))
+    if shared := len(learned & held_out):
+        logger.warning(
+            "%d of %d questions in val_data are in the training data too: what it says will be "
+            "too good",
+            shared,
+            len(held_out),
+        )
 
 
 def _at(error: DatasetError, data: Any) -> DatasetError:

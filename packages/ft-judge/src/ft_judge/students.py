@@ -30,6 +30,7 @@ KINDS: Mapping[str, Kind] = {
 _OF_A_SERVICE = ("base_url", "client", "api_key")
 _HOSTED_NAME = re.compile(r"(gpt-\d|ft:)")
 _GENERATES = ("ForCausalLM", "LMHeadModel")
+_UNCLEAR = "ForConditionalGeneration"  # encoder-decoders, and models that also see
 
 
 class JudgeStudent(Protocol):
@@ -113,7 +114,8 @@ def kind_of(student: str, settings: Mapping[str, Any]) -> Kind:
     architectures = config.architectures or []
     if any(name.endswith(_GENERATES) for name in architectures):
         return "local"
-    if config.is_encoder_decoder or not architectures:
+    unclear = any(name.endswith(_UNCLEAR) for name in architectures)
+    if unclear or config.is_encoder_decoder or not architectures:
         raise ArgumentError(
             "kind",
             f"{student}: its configuration names {architectures or 'no architecture'}; say "
