@@ -12,6 +12,7 @@ import pytest
 from llama_index.core.evaluation import (
     BatchEvalRunner,
     CorrectnessEvaluator,
+    EvaluationResult,
     FaithfulnessEvaluator,
     GuidelineEvaluator,
     PairwiseComparisonEvaluator,
@@ -300,6 +301,27 @@ def test_of_an_evaluator_that_asks_another_the_outer_one_is_recorded(handler, ll
     assert [c["answer"][0] for c in example.metadata["calls"]] == ["2", "4"]
 
 
+def test_arguments_that_a_subclass_passes_on_are_recorded(handler, llm_of):
+    class Named(CorrectnessEvaluator):
+        async def aevaluate(self, query=None, **kwargs):
+            return await super().aevaluate(query, **kwargs)
+
+    class Placed(CorrectnessEvaluator):
+        async def aevaluate(self, *args, **kwargs):
+            return await super().aevaluate(*args, **kwargs)
+
+    async def judge():
+        await named.aevaluate(QUERY, response=SHORT, reference=LONG)
+        await placed.aevaluate(QUERY, SHORT, None, LONG)
+        await placed.aevaluate(QUERY, SHORT, reference=LONG)
+
+    named, placed = Named(llm=llm_of("4\nGood.")), Placed(llm=llm_of("4\nGood."))
+    with handler.attach([named, placed]):
+        asyncio.run(judge())
+    found = [(e.query, e.answer, e.reference) for e in handler.to_dataset()]
+    assert found == [(QUERY, SHORT, LONG)] * 3
+
+
 def test_an_llm_shared_with_the_app_is_only_seen_when_it_judges(handler, llm_of):
     llm = llm_of("4\nGood.")
     evaluator = CorrectnessEvaluator(llm=llm)
@@ -324,7 +346,8 @@ def test_marks(handler, llm_of, caplog):
     handler.mark("unknown", human=1.0)
     handler.mark(result.model_copy(), human=1.0)
     handler.mark(result, human="first")
-    assert handler.failures == {"ArgumentError": 2}
+    handler.mark(result, feedback=["Not", "text"])
+    assert handler.failures == {"ArgumentError": 3}
     assert "JudgeHandler lost a record: judgement: is neither a recorded" in caplog.text
     assert "Traceback" not in caplog.text
     assert handler.to_dataset().examples[0].human == 0.5
@@ -366,14 +389,22 @@ def test_every_text_is_redacted(tmp_path, llm_of):
         llm=llm_of(f'{{"passing": true, "feedback": "{secret}"}}'), guidelines=f"No {secret}."
     )
     faithful = FaithfulnessEvaluator(llm=llm_of(f"YES {secret}"))
-    with handler.attach([pairs, guided, faithful]):
+
+    class Mute(CorrectnessEvaluator):
+        async def aevaluate(self, query=None, response=None, contexts=None, **kwargs):
+            return EvaluationResult(invalid_result=True, invalid_reason=f"cannot read {secret}")
+
+    mute = Mute(llm=MockLLM())
+    with handler.attach([pairs, guided, faithful, mute]):
+        mute.evaluate(query=QUERY, response=SHORT)
         result = compare(pairs, f"q {secret}", f"a {secret}", f"b {secret}", reference=secret)
         handler.mark(result, feedback=secret)
         guided.evaluate(query=QUERY, response=SHORT)
         faithful.evaluate(response=SHORT, contexts=[f"c {secret}"])
     text = handler.path.read_text()
     assert secret not in text
-    assert len(handler.to_dataset()) == 3
+    assert "cannot read ***" in text
+    assert len(handler.to_dataset()) == 4
     assert handler.ids(f"q {secret}") == handler.ids("q ***") != []
     assert not handler.failures
 

@@ -19,7 +19,7 @@ from llama_index.core.evaluation import (
 
 from ft_core.datasets.judge import Task, refusal
 
-EVALUATORS: Mapping[type, Task] = {
+EVALUATORS: Mapping[type[BaseEvaluator], Task] = {
     PairwiseComparisonEvaluator: "pairwise",
     CorrectnessEvaluator: "correctness",
     FaithfulnessEvaluator: "faithfulness",
@@ -63,14 +63,26 @@ def inputs_of(evaluator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     """
     task = task_of(evaluator)
     assert task is not None
-    bound = inspect.signature(type(evaluator).aevaluate).bind(evaluator, *args, **kwargs)
-    given = {name: bound.arguments.get(name) for name in _TAKES[task]}
+    named = _named(evaluator, args, kwargs)
+    given = {name: named.get(name) for name in _TAKES[task]}
     content = {_INPUTS[name]: value for name, value in given.items() if value is not None}
     if "contexts" in content:
         content["contexts"] = list(content["contexts"])
     if task == "guideline":
         content["guideline"] = evaluator._guidelines
     return {"task": task, **content}
+
+
+def _named(evaluator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call of `aevaluate` by name, also those that it passes on."""
+    signature = inspect.signature(type(evaluator).aevaluate)
+    kinds = {parameter.kind: name for name, parameter in signature.parameters.items()}
+    named = signature.bind(evaluator, *args, **kwargs).arguments
+    if named.get(kinds.get(inspect.Parameter.VAR_POSITIONAL, "")):
+        # Of a subclass that takes *args: they are in the order of LlamaIndex's own method.
+        own = next(kind for kind in EVALUATORS if isinstance(evaluator, kind))
+        named = inspect.signature(own.aevaluate).bind(evaluator, *args, **kwargs).arguments
+    return {**kwargs, **named}
 
 
 def label_of(task: Task, result: Any) -> tuple[float | None, str | None]:

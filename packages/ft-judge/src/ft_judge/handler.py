@@ -181,7 +181,7 @@ class JudgeHandler(Hook):
             "model": model_of(call.target),
             "evaluator": type(call.target).__name__,
             "passing": getattr(call.result, "passing", None),
-            "inconclusive": why,
+            "inconclusive": self._cleaned(why),  # it may quote the answer
         }
         if self._prompts:
             metadata["calls"] = judgement.calls
@@ -227,6 +227,8 @@ class JudgeHandler(Hook):
                 raise ArgumentError(
                     "judgement", "is neither a recorded EvaluationResult nor the id of a record"
                 )
+            if feedback is not None and not isinstance(feedback, str):
+                raise ArgumentError("feedback", f"is a text, not {feedback!r}")
             if human is not None and not isinstance(human, int | float):
                 raise ArgumentError("human", f"is a number or a boolean, not {human!r}")
             record: dict[str, Any] = {"mark": found, "metadata": {"time": _now()}}
