@@ -112,6 +112,14 @@ def test_a_dataset_is_read_as_it_is_and_arguments_are_checked(tmp_path):
         read_verdicts(tmp_path / "own.jsonl", {"question": "q"})
     with pytest.raises(ArgumentError, match="columns: name the column of the answer"):
         read_verdicts(tmp_path / "own.jsonl", {"query": "q"})
+    with pytest.raises(ArgumentError, match="columns: 'answer' stands in a column, a text, not 3"):
+        read_verdicts(tmp_path / "own.jsonl", {"answer": 3})
+    with pytest.raises(ArgumentError, match=r"columns: is a mapping, .* not \['answer'\]"):
+        read_verdicts(tmp_path / "own.jsonl", ["answer"])
+    with pytest.raises(ArgumentError, match=r"values: is a mapping, .* not \['A', 'B'\]"):
+        read_verdicts(tmp_path / "own.jsonl", COLUMNS, values=["A", "B"])
+    with pytest.raises(DatasetError, match="there is no '²' in list"):
+        read_verdicts(write(tmp_path, [row()]), {"answer": "answers.²"})
     with pytest.raises(ArgumentError, match="task: 'style' is none of pairwise"):
         read_verdicts(tmp_path / "own.jsonl", COLUMNS, task="style")
     with pytest.raises(DatasetError, match=r"none\.jsonl: no such file"):

@@ -80,7 +80,7 @@ def read_verdicts(
         keep: columns that go into the examples' `metadata`.
 
     Raises:
-        ArgumentError: a field or task that there is not.
+        ArgumentError: a field or task that there is not, or no mapping where one is needed.
         DatasetError: names file, line and column: a column that a row lacks, a value that
             `values` does not know, a number off the scale, or see `JudgeExample`.
     """
@@ -88,7 +88,7 @@ def read_verdicts(
         if values or keep or flipped_as_shown:
             raise ArgumentError("columns", "are missing; without them the file is read as it is")
         return JudgeDataset.load(path)
-    _check_arguments(columns, task)
+    _check_arguments(columns, task, values)
     known = None if values is None else {_text(key): value for key, value in values.items()}
     examples = [
         _example(path, place, row, columns, task, known, flipped_as_shown, keep)
@@ -119,13 +119,18 @@ def read_llmbar(path: Path | str) -> JudgeDataset:
     )
 
 
-def _check_arguments(columns: Mapping[str, str], task: str) -> None:
+def _check_arguments(columns: Any, task: str, values: Any) -> None:
+    for name, given in (("columns", columns), ("values", {} if values is None else values)):
+        if not isinstance(given, Mapping):
+            raise ArgumentError(name, f"is a mapping, {{...: ...}}, not {given!r}")
     if task not in TASKS:
         raise ArgumentError("task", f"{task!r} is none of {', '.join(TASKS)}")
     fields = set(JudgeExample.model_fields) - {"task", "metadata"}
-    for field in columns:
+    for field, column in columns.items():
         if field not in fields:
             raise ArgumentError("columns", f"{field!r} is no field; there is {sorted(fields)}")
+        if not isinstance(column, str):
+            raise ArgumentError("columns", f"{field!r} stands in a column, a text, not {column!r}")
     if "answer" not in columns:
         raise ArgumentError("columns", "name the column of the answer, {'answer': ...}")
 
@@ -187,7 +192,7 @@ def _value(row: Any, column: str) -> Any:
     for part in column.split("."):
         if isinstance(value, dict) and part in value:
             value = value[part]
-        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
             value = value[int(part)]
         else:
             there = sorted(value) if isinstance(value, dict) else type(value).__name__
