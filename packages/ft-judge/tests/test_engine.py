@@ -309,6 +309,9 @@ def test_the_same_again_is_not_trained_again(
     assert "is trained already" in caplog.text
     found = PairwiseJudgeFinetuneEngine.from_job_id(str(pairwise.output_dir))
     assert found.get_current_job().model == str(pairwise.output_dir)
+    other = CorrectnessJudgeFinetuneEngine.from_job_id(str(pairwise.output_dir))
+    with pytest.raises(ArtifactError, match="judges pairwise, not correctness; take the engine"):
+        other.get_finetuned_model()
 
 
 @pytest.mark.slow
@@ -379,6 +382,10 @@ def test_folders_that_hold_something_else(base: str, tmp_path: Path) -> None:
     file.write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match=r"judge\.reasoning in ft\.json"):
         load_judge(tmp_path / "chat")
+    manifest["settings"]["judge"]["task"] = ["pairwise"]
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="was not trained to judge"):
+        load_judge(tmp_path / "chat")
     manifest["kind"] = "sentence-transformer"
     file.write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match="sentence-transformer, which is no judge"):
@@ -418,6 +425,8 @@ def test_bad_arguments(base: str) -> None:
         PairwiseJudgeFinetuneEngine(PAIRS, base, kind="encoder", reasoning=True)
     with pytest.raises(ArgumentError, match="epoch: is no argument"):
         PairwiseJudgeFinetuneEngine(PAIRS, base, epoch=3).finetune()
+    with pytest.raises(ArgumentError, match="score_threshold: is of a judge of task 'correctness'"):
+        untrained_judge("pairwise", base, score_threshold=3.0)
     with pytest.raises(ArgumentError, match="extra"):
         PairwiseJudgeFinetuneEngine(PAIRS, base, extra={}).finetune()
 

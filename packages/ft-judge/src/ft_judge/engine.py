@@ -254,6 +254,13 @@ ENGINES: dict[str, type[JudgeFinetuneEngine]] = {
 }
 
 
+OPTIONS: dict[LLMTask, str] = {
+    "pairwise": "enforce_consensus",
+    "correctness": "score_threshold",
+}
+"""What the evaluator of a task can be told."""
+
+
 def load_judge(folder: Path | str, **settings: Any) -> BaseEvaluator:
     """Return the evaluator in a folder that an engine saved, whatever its kind and task.
 
@@ -282,25 +289,29 @@ def untrained_judge(
         settings: `enforce_consensus` or `score_threshold`, `scored`, `device`, and of `LocalLLM`.
 
     Raises:
-        ArgumentError: there is no such model.
+        ArgumentError: there is no such model, or the option is of the other task.
     """
     from ft_judge.local import local_evaluator
 
-    names = ("enforce_consensus", "score_threshold")
-    options = {name: settings.pop(name) for name in names if name in settings}
     record = JudgeRecord.of(task, reasoning=reasoning)
+    options = {}
+    for judged, option in OPTIONS.items():
+        if option in settings:
+            if judged != task:
+                raise ArgumentError(option, f"is of a judge of task {judged!r}, not of {task!r}")
+            options[option] = settings.pop(option)
     return local_evaluator(record, model, options, **settings)
 
 
 def _task_in(manifest: Manifest, folder: Path | str) -> str:
     record = manifest.settings.get(RECORD)
     task = record.get("task") if isinstance(record, dict) else None
-    if task not in ENGINES:
+    if not isinstance(task, str) or task not in ENGINES:
         raise ArtifactError(
             f"{folder}: holds a {manifest.kind} that was not trained to judge here; train a judge, "
             "or check the path"
         )
-    return str(task)
+    return task
 
 
 def _is_folder(job_id: str) -> bool:

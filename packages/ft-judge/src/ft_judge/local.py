@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from ft_core.artifacts import Manifest, read_manifest
 from ft_core.datasets import ChatDataset
-from ft_core.errors import ArgumentError
+from ft_core.errors import ArgumentError, ArtifactError
 from ft_core.sft.engine import LocalFinetuneEngine
 from ft_core.sft.models import KIND
 from ft_judge.recipe import RECORD, JudgeRecord, Recipe, record_in
@@ -64,10 +64,16 @@ class LocalJudgeStudent(LocalFinetuneEngine):
             settings: of `LocalLLM`, and `device`.
 
         Raises:
-            ArtifactError: nothing is trained yet, or what is was not trained to judge.
+            ArtifactError: nothing is trained yet, or what is was not trained to judge, or judges
+                something else.
             ArgumentError: `scored`, of a judge that gives its reasoning.
         """
         record = record_in(read_manifest(self.output_dir, KIND), self.output_dir)
+        if record.task != self.recipe.task:  # of a job that was named by its id
+            raise ArtifactError(
+                f"{self.output_dir}: judges {record.task}, not {self.recipe.task}; take the engine "
+                "of that task"
+            )
         settings = {"device": self.device, **settings}
         return local_evaluator(record, self.output_dir, options, scored=scored, **settings)
 
