@@ -47,6 +47,9 @@ EXAMPLES = [
     PAIR.model_copy(update={"reference": "A bowline."}),
     GRADE,
     GRADE.model_copy(update={"reference": "In the harbour, at a mooring."}),
+    GRADE.model_copy(update={"score": 3.25}),
+    GRADE.model_copy(update={"score": 3.96}),
+    GRADE.model_copy(update={"score": 10 / 3}),
 ]
 
 

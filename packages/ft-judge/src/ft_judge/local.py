@@ -18,7 +18,7 @@ from ft_judge.recipe import RECORD, JudgeRecord, Recipe, record_in
 if TYPE_CHECKING:
     from llama_index.core.evaluation import BaseEvaluator
 
-_LONGEST = {False: 16, True: 512}  # answer in tokens, without and with reasoning
+_LONGEST = {False: 24, True: 512}  # answer in tokens, without and with reasoning
 
 
 class LocalJudgeStudent(LocalFinetuneEngine):

@@ -128,7 +128,8 @@ def answer_for(example: JudgeExample, *, reasoning: bool) -> str:
         # No mark but the last: an answer that names two is no verdict.
         without = re.sub(r"\s*\[\[[ABC]\]\]", "", words).strip()
         return f"{without}\n\n{verdict}" if reasoning else verdict
-    return f"{label:.1f}\n{words}" if reasoning else f"{label:.1f}"
+    grade = str(float(label))  # in full: a rounded one would be another
+    return f"{grade}\n{words}" if reasoning else grade
 
 
 def parse_pairwise(answer: str) -> tuple[bool | None, float | None, str | None]:
