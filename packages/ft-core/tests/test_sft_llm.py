@@ -254,6 +254,11 @@ def test_an_end_of_turn_that_the_configuration_does_not_know_ends_the_answer(
         llm._tokenizer.eos_token = "<|im_end|>"
 
 
+def test_a_setting_that_there_is_not(talker: Any) -> None:
+    with pytest.raises(ArgumentError, match="max_tokens: is no setting of a LocalLLM"):
+        LocalLLM(talker._model, talker._tokenizer, max_tokens=5)
+
+
 def test_streams_decode_as_the_whole_does(talker: LocalLLM) -> None:
     ids = talker._tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     decoder = _Decoder(talker._tokenizer)

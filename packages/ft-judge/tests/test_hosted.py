@@ -179,6 +179,19 @@ def test_a_new_job_that_fails_leaves_the_judge_that_was_there(
     assert judge._llm.model == good.model
 
 
+def test_a_new_job_that_runs_on_is_told_beside_the_judge_that_is_there(
+    server: OpenAIPlatform, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "judge"
+    good = PairwiseJudgeFinetuneEngine(pairs(), MODEL, folder, **service(server)).finetune()
+    engine = PairwiseJudgeFinetuneEngine(pairs(9), MODEL, folder, **service(server))
+    job = engine.finetune(wait=False)
+    assert f"holds the judge of an earlier job until wait() has seen {job.id}" in caplog.text
+    assert PairwiseJudgeFinetuneEngine.load(folder, **service(server)).job_id == good.id
+    done = engine.wait()
+    assert manifest_of(folder)["settings"]["model"] == done.model != good.model
+
+
 def test_before_there_is_a_job(server: OpenAIPlatform, tmp_path: Path) -> None:
     folder = tmp_path / "judge"
     engine = PairwiseJudgeFinetuneEngine(pairs(), MODEL, folder, **service(server))

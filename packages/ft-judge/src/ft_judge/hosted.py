@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,8 @@ from ft_core.jobs import Job, JobStatus
 from ft_core.openai_jobs.engine import OpenAIFinetuneEngine
 from ft_judge.recipe import RECORD, JudgeRecord, Recipe, record_in
 from ft_judge.students import HOSTED_KIND
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import openai
@@ -116,6 +119,14 @@ class HostedJudgeStudent(OpenAIFinetuneEngine):
             self._prepare()
         job = super().finetune(wait=False)
         self._remember(job)
+        if not wait and read_manifest(self.output_dir, HOSTED_KIND).settings["job_id"] != job.id:
+            logger.warning(
+                "%s: holds the judge of an earlier job until wait() has seen %s succeed; load() "
+                "finds that one until then, and from_job_id(%r) the new job",
+                self.output_dir,
+                job.id,
+                job.id,
+            )
         return self.wait(timeout) if wait else job
 
     def wait(self, timeout: float | None = None) -> Job:

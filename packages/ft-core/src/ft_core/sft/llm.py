@@ -73,6 +73,8 @@ class LocalLLM(FunctionCallingLLM):
             "model_name": model.config.name_or_path,
             "context_window": context_window(model),
         }
+        for name in settings.keys() - type(self).model_fields.keys():
+            raise ArgumentError(name, "is no setting of a LocalLLM")  # LlamaIndex would ignore it
         super().__init__(**defaults | settings)
         self._model = model
         self._tokenizer = tokenizer
