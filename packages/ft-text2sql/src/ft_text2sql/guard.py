@@ -249,20 +249,24 @@ def _check_attributes(query: exp.Query) -> None:
 
     To PostgreSQL, `g.f` is `f(g)` where g has no column f, and where g is a function in FROM it is
     that function's value: `SELECT g.ts_stat FROM concat('SELECT ...') AS g` runs the text. So of
-    such a g only columns are allowed that it is known to have. Where g is a row, f would be a
-    function of rows; among PostgreSQL's own, those read nothing but the row.
+    such a g only columns are allowed that it is known to have, and what it is called is not left
+    to PostgreSQL. Where g is a row, f would be a function of rows; among PostgreSQL's own, those
+    read nothing but the row.
     """
     rows: set[str] = set()
     functions: dict[str, set[str]] = {}
+    nameless = False
     for node in query.find_all(exp.Table, exp.Lateral, exp.Unnest, exp.Subquery, exp.Values):
         alias = node.args.get("alias") or exp.TableAlias()
         named = alias.this
         if isinstance(node, exp.Table) and isinstance(node.this, exp.Identifier):
             rows.add(identifier_key(named or node.this, "postgres"))
-        elif named is None:
-            continue
         elif isinstance(node, exp.Subquery | exp.Values) or isinstance(node.this, exp.Subquery):
-            rows.add(identifier_key(named, "postgres"))
+            if named is not None:
+                rows.add(identifier_key(named, "postgres"))
+        elif named is None:
+            # Within ROWS FROM (...) and LATERAL, what is around it has the name.
+            nameless |= not isinstance(node.parent, exp.Table | exp.Lateral)
         else:
             name = identifier_key(named, "postgres")
             listed = {_column_key(column) for column in alias.args.get("columns") or ()}
@@ -271,6 +275,11 @@ def _check_attributes(query: exp.Query) -> None:
     for column in query.find_all(exp.Column):
         if not column.table or isinstance(column.this, exp.Star):
             continue
+        if nameless:
+            raise UnsafeSQLError(
+                "reads from a function without a name, and names columns by their table; write "
+                "FROM f(...) AS g"
+            )
         source = identifier_key(column.args["table"], "postgres")
         if source in rows and source not in functions:
             continue
