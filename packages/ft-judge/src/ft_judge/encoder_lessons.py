@@ -48,7 +48,6 @@ class Lessons:
             )
         if validation is None:
             data, validation = _held_out(data, settings)
-        self._data = data
         self.rows = self._rows_of(data)
         self.watched = [] if validation is None else self._rows_of(validation)
         if not self._pairs:
